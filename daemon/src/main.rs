@@ -1,0 +1,3 @@
+//! The daemon of Forebay.
+
+fn main() {}

@@ -1,0 +1,21 @@
+//! The fabric: PDUs, sessions, transports and the client.
+//!
+//! One protocol on every transport (`PROTOCOL.md` has the byte tables). From the wire upwards:
+//! [`pdu`] (layouts and checks), [`transport`] (moves PDUs and bulk data; [`stream`] implements it
+//! over any byte stream, `tcp` and `sim` are its two), [`server`] (sessions: handshake, credits,
+//! keep-alive, deadlines) and [`client`].
+
+pub mod client;
+pub mod pdu;
+pub mod route;
+pub mod server;
+pub mod status;
+pub mod stream;
+pub mod transport;
+
+pub use status::Status;
+
+/// Memory that bulk data is sent from and received into: the daemon's arena buffers, a client's
+/// own allocations. A transport owns a buffer while data moves through it and gives it back.
+pub trait Buffer: AsRef<[u8]> + AsMut<[u8]> {}
+impl<T: AsRef<[u8]> + AsMut<[u8]>> Buffer for T {}

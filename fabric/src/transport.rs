@@ -1,0 +1,112 @@
+//! The transport seam: moves PDUs and bulk data, and knows nothing of what they mean.
+//!
+//! What every implementation guarantees (the conformance suite holds them to it):
+//!
+//! * PDUs of one connection arrive whole, once and in order, or the connection closes;
+//! * a [`Transport::pull`] ends in exactly one [`Sink::pulled`] with its buffer, also when the
+//!   connection dies; a [`Transport::push`] drops its buffer once no byte of it can move any more;
+//! * a connection that breaks ends in exactly one [`Sink::closed`]; a stale [`ConnId`] is ignored;
+//! * a peer can neither make it allocate by a length that was not checked nor stop the others.
+//!
+//! On a byte stream, `pull` sends R2T and receives DATA straight into the buffer, and `push` frames
+//! the data behind the response. On RDMA they are the server's READ and WRITE against the
+//! [`RemoteMemory`] that the client registered.
+
+use crate::Buffer;
+use std::ops::Range;
+
+/// One connection of one transport: a slot, and a generation so that a stale id is recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId {
+    /// Index into the transport's table of connections.
+    pub slot: u16,
+    /// Grows each time the slot is used again.
+    pub generation: u16,
+}
+
+/// The client's memory that an operation moves data to or from, as its command names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RemoteMemory {
+    /// Address in the client's memory (unused on a byte stream).
+    pub address: u64,
+    /// The key of the client's memory region (unused on a byte stream).
+    pub key: u32,
+    /// Bytes.
+    pub length: u32,
+}
+
+/// Bulk data on its way out: `range` of `buffer`.
+#[derive(Debug)]
+pub struct Payload<B> {
+    /// The memory; the transport drops it when the data has left.
+    pub buffer: B,
+    /// Which bytes of it.
+    pub range: Range<usize>,
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// The peer closed it in good order.
+    #[error("closed by the peer")]
+    Peer,
+    /// Closed by this side with [`Transport::close`].
+    #[error("closed here")]
+    Local,
+    /// The network failed (reset, unreachable).
+    #[error("connection lost")]
+    Lost,
+    /// The peer broke the framing rules: a length, type or order that cannot be.
+    #[error("protocol error: {0}")]
+    Protocol(&'static str),
+}
+
+/// Receives what a transport's `poll` finds. Called with borrowed bytes: nothing is copied.
+pub trait Sink<B> {
+    /// A peer connected; no PDU of it has been seen yet.
+    fn connected(&mut self, conn: ConnId);
+    /// A whole PDU: the common header and all its bytes, already bounded by the largest allowed.
+    ///
+    /// # Errors
+    /// The connection is closed as [`CloseReason::Protocol`], and `closed` follows.
+    fn pdu(&mut self, conn: ConnId, pdu: &[u8]) -> Result<(), &'static str>;
+    /// The pull of command `cid` has ended: with its data, or `false` because the connection died.
+    fn pulled(&mut self, conn: ConnId, cid: u16, buffer: B, complete: bool);
+    /// The connection is gone; nothing more will come from it.
+    fn closed(&mut self, conn: ConnId, reason: CloseReason);
+}
+
+/// The server's side of one transport in one reactor. See the module for what it guarantees.
+pub trait Transport {
+    /// The memory that bulk data moves through.
+    type Buffer: Buffer;
+
+    /// Moves what can be moved now and reports it. Returns `true` if anything was done.
+    fn poll(&mut self, now_us: u64, sink: &mut dyn Sink<Self::Buffer>) -> bool;
+
+    /// Queues a PDU that carries no bulk data.
+    fn send(&mut self, conn: ConnId, pdu: &[u8]);
+
+    /// Delivers `payload` to the client's memory, then the response PDU `pdu`.
+    fn push(
+        &mut self,
+        conn: ConnId,
+        pdu: &[u8],
+        remote: RemoteMemory,
+        payload: Payload<Self::Buffer>,
+    );
+
+    /// Brings `remote.length` bytes of the client's memory into the beginning of `buffer`.
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: Self::Buffer);
+
+    /// Ends a connection once what is queued on it has left, or at once if `abort`.
+    fn close(&mut self, conn: ConnId, abort: bool);
+
+    /// Passes everything that was queued to the network: once per reactor tick.
+    fn flush(&mut self, now_us: u64);
+
+    /// A descriptor that turns readable when `poll` has something to do, for a reactor that sleeps.
+    fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+}
