@@ -1,0 +1,62 @@
+//! The annotated examples are what people copy: each one parses, and says what it seems to say.
+
+use forebay_config::{Class, Config, Driver, Machine};
+use std::path::Path;
+
+fn example(name: &str) -> Config {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+    let text = std::fs::read_to_string(path).expect("the example is there");
+    Config::parse(name, &text, &Machine { cpus: 18 }).unwrap_or_else(|problems| {
+        panic!("{}", problems.iter().map(|p| format!("{p}\n")).collect::<String>())
+    })
+}
+
+#[test]
+fn dev_is_the_embedded_default_with_its_files_in_tmp() {
+    let mut config = example("dev.toml");
+    assert_eq!(config.namespaces[1].quota_bytes, Some(2 << 30));
+    assert_eq!(config.namespaces[1].ttl_s, Some(3600));
+    (config.namespaces[1].quota_bytes, config.namespaces[1].ttl_s) = (None, None);
+    assert_eq!(config, Config::embedded(Path::new("/tmp/forebay")));
+}
+
+#[test]
+fn single_nvme_parses() {
+    let config = example("single-nvme.toml");
+    assert_eq!(config.daemon.cores, [0, 1, 2, 3]);
+    assert_eq!(config.devices.len(), 1);
+    assert_eq!(config.devices[0].driver, Driver::Uring);
+    assert!(!config.devices[0].format_if_blank);
+    assert_eq!(config.arena_bytes_min(), 128 << 20);
+    assert_eq!(config.listeners[0].address_of(3), "0.0.0.0:7403".parse().unwrap());
+}
+
+#[test]
+fn eight_nvme_parses() {
+    let config = example("eight-nvme.toml");
+    assert_eq!(config.daemon.cores.len(), 16);
+    assert_eq!(config.devices.len(), 8);
+    assert_eq!(config.devices[7].path, Path::new("/dev/nvme7n1"));
+    assert_eq!(config.arena_bytes_min(), 1280 << 20);
+    assert_eq!(config.namespaces[1].class, Class::Cache);
+}
+
+/// The comment in `dev.toml` promises it: every commented-out key shows the real default.
+#[test]
+fn the_defaults_that_dev_shows_are_the_defaults() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/dev.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let is_key = |word: &str| word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let uncomment = |line: &str| {
+        let rest = line.strip_prefix("# ")?;
+        let (key, _) = rest.split_once(" = ")?;
+        is_key(key).then(|| rest.to_owned())
+    };
+    let shown: String = text
+        .lines()
+        .map(|line| uncomment(line).unwrap_or_else(|| line.to_owned()) + "\n")
+        .collect();
+    assert_ne!(shown, text);
+    let config = Config::parse("dev.toml", &shown, &Machine { cpus: 1 }).unwrap();
+    assert_eq!(config, example("dev.toml"));
+}
