@@ -3,8 +3,9 @@
 //! One protocol on every transport (`PROTOCOL.md` has the byte tables). From the wire upwards:
 //! [`pdu`] (layouts and checks), [`transport`] (moves PDUs and bulk data; [`stream`] implements it
 //! over any byte stream, `tcp` and `sim` are its two), [`server`] (sessions: handshake, credits,
-//! keep-alive, deadlines) and [`client`].
+//! keep-alive, deadlines) and [`client`]. [`checkpoint`] holds the checkpoint store's payloads.
 
+pub mod checkpoint;
 pub mod client;
 pub mod pdu;
 pub mod route;

@@ -53,7 +53,7 @@ pub enum Status {
     /// Another reactor owns this key; `result` is its number.
     #[error("another reactor owns this key")]
     WrongReactor = 15,
-    /// The opcode or one of its flags is not known here.
+    /// The opcode is not known here, or belongs to a feature that was not negotiated.
     #[error("unknown operation")]
     Unsupported = 16,
     /// A field of the command makes no sense.

@@ -1,8 +1,8 @@
 //! The command capsule: a 64-byte command, item descriptors, keys, and in-capsule data.
 
-use super::{CommonHeader, DecodeError};
+use super::{CommonHeader, DecodeError, PduType};
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// What a command asks. Key-value opcodes are those of the NVMe Key Value Command Set 1.0
 /// (section 3.2); the checkpoint's lie in the vendor-specific range.
@@ -67,6 +67,30 @@ impl Opcode {
         Self::Stats,
     ];
 
+    /// The client sends data with it: in the capsule, or pulled by the server.
+    #[must_use]
+    pub fn sends_data(self) -> bool {
+        match self {
+            Self::Store
+            | Self::CheckpointBegin
+            | Self::CheckpointReserve
+            | Self::CheckpointPut
+            | Self::CheckpointSeal
+            | Self::CheckpointCommit
+            | Self::CheckpointAbort
+            | Self::CheckpointList
+            | Self::CheckpointManifest
+            | Self::CheckpointDelete => true,
+            Self::Retrieve
+            | Self::List
+            | Self::Delete
+            | Self::Exist
+            | Self::Namespaces
+            | Self::CheckpointRead
+            | Self::Stats => false,
+        }
+    }
+
     /// The opcode with this number, if there is one.
     #[must_use]
     pub fn from_wire(number: u8) -> Option<Self> {
@@ -107,17 +131,62 @@ pub struct Command {
     pub address: U64,
     /// The key of that memory region.
     pub memory_key: U32,
-    /// Store: bytes of the value(s). Retrieve: the most bytes wanted, from `offset` on.
-    /// List: the most bytes of answer.
+    /// Where the client sends data ([`Opcode::sends_data`]): how many bytes; in a batch of stores,
+    /// those of all values. Retrieve: the most bytes wanted, from `offset` on. List: the most bytes
+    /// of answer.
     pub data_length: U32,
     /// Names this write among all writes, so that a replay is recognised; 0: none.
     pub token: U64,
-    /// CRC32C of the value (single store).
+    /// CRC32C of the data that the client sends; 0 in a batch, whose items have their own.
     pub data_crc: U32,
-    /// CRC32C of the 60 bytes before it.
+    /// CRC32C of the 60 bytes before it and of the items and keys behind it.
     pub header_crc: U32,
 }
 const _: () = assert!(size_of::<Command>() == 64);
+const _: () = assert!(std::mem::offset_of!(Command, header_crc) == HEADER_CRC_OFFSET);
+
+/// Where the checksum of a command lies.
+const HEADER_CRC_OFFSET: usize = 60;
+
+impl Command {
+    /// A command with every other field zero; fill them in, then [`Command::seal`] it.
+    #[must_use]
+    pub fn new(opcode: Opcode, cid: u16) -> Self {
+        let mut command = Self::new_zeroed();
+        command.header = CommonHeader::new(PduType::Command, cid, size_of::<Self>());
+        command.opcode = opcode as u8;
+        command
+    }
+
+    /// Fills in what follows from the bytes behind the command: `length`, `items`, `key_length`,
+    /// with in-capsule data its flag and `data_length`, and last the checksum. On the wire stand
+    /// the command, `items`, `keys` and `data`, in that order.
+    pub fn seal(&mut self, items: &[Item], keys: &[u8], data: &[u8]) {
+        let behind = size_of_val(items) + keys.len() + data.len();
+        self.header.length = U32::new((size_of::<Self>() + behind) as u32);
+        self.items = U32::new(items.len() as u32);
+        self.key_length = U16::new(if items.is_empty() { keys.len() as u16 } else { 0 });
+        if data.is_empty() {
+            self.opflags &= !command_flags::IN_CAPSULE;
+        } else {
+            self.opflags |= command_flags::IN_CAPSULE;
+            self.data_length = U32::new(data.len() as u32);
+        }
+        self.header_crc = U32::new(self.checksum(items, keys));
+    }
+
+    fn checksum(&self, items: &[Item], keys: &[u8]) -> u32 {
+        let fixed = &self.as_bytes()[..HEADER_CRC_OFFSET];
+        if items.is_empty() {
+            return super::crc32c_pair(fixed, keys);
+        }
+        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        digest.update(fixed);
+        digest.update(items.as_bytes());
+        digest.update(keys);
+        digest.finalize() as u32
+    }
+}
 
 /// One item of a batch: 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -139,6 +208,22 @@ pub struct Item {
     pub reserved2: U32,
 }
 const _: () = assert!(size_of::<Item>() == 32);
+
+impl Item {
+    /// An item of a batch whose key is `key_length` bytes.
+    #[must_use]
+    pub fn new(key_length: u16, offset: u64, data_length: u32, token: u64, data_crc: u32) -> Self {
+        Self {
+            key_length: U16::new(key_length),
+            reserved: U16::ZERO,
+            data_length: U32::new(data_length),
+            offset: U64::new(offset),
+            token: U64::new(token),
+            data_crc: U32::new(data_crc),
+            reserved2: U32::ZERO,
+        }
+    }
+}
 
 /// A command capsule whose checksum, lengths and counts have been checked: what the rest of the
 /// house trusts. Borrows the bytes it was parsed from.
@@ -164,39 +249,62 @@ impl<'a> Capsule<'a> {
     /// operation only (key of 0 bytes, value over the limit) is left to its status.
     pub fn parse(pdu: &'a [u8]) -> Result<Self, DecodeError> {
         let (command, rest) = Command::ref_from_prefix(pdu).map_err(|_| DecodeError::Truncated)?;
+        if command.header.pdu_type != PduType::Command as u8 {
+            return Err(DecodeError::Type);
+        }
         if command.header.length.get() as usize != pdu.len() {
             return Err(DecodeError::Length);
-        }
-        if super::crc32c(&pdu[..60]) != command.header_crc.get() {
-            return Err(DecodeError::Checksum);
         }
         if command.header.flags != 0 || command.opflags & !command_flags::KNOWN != 0 {
             return Err(DecodeError::Reserved);
         }
-        let count = command.items.get() as usize;
-        if count > super::ITEMS_MAX {
-            return Err(DecodeError::Field("items"));
-        }
-        let (items, rest) =
-            <[Item]>::ref_from_prefix_with_elems(rest, count).map_err(|_| DecodeError::Truncated)?;
+        let (items, rest) = Self::items(command, rest)?;
         let key_bytes = items.iter().fold(usize::from(command.key_length.get()), |sum, item| {
             sum + usize::from(item.key_length.get())
         });
-        if count > 0 && command.key_length.get() != 0 {
-            return Err(DecodeError::Field("key length"));
-        }
-        if items.iter().any(|item| item.reserved.get() != 0 || item.reserved2.get() != 0) {
-            return Err(DecodeError::Reserved);
-        }
         let (keys, data) = rest.split_at_checked(key_bytes).ok_or(DecodeError::Truncated)?;
-        let expected = if command.opflags & command_flags::IN_CAPSULE != 0 {
-            command.data_length.get() as usize
-        } else {
-            0
-        };
+        if command.checksum(items, keys) != command.header_crc.get() {
+            return Err(DecodeError::Checksum);
+        }
+        let in_capsule = command.opflags & command_flags::IN_CAPSULE != 0;
+        let expected = if in_capsule { command.data_length.get() as usize } else { 0 };
         if data.len() != expected {
             return Err(DecodeError::Length);
         }
         Ok(Self { command, opcode: Opcode::from_wire(command.opcode), items, keys, data })
+    }
+
+    /// Cuts the items off `rest`.
+    fn items(command: &Command, rest: &'a [u8]) -> Result<(&'a [Item], &'a [u8]), DecodeError> {
+        let count = command.items.get() as usize;
+        if count > super::ITEMS_MAX {
+            return Err(DecodeError::Field("too many items"));
+        }
+        if count > 0 && command.key_length.get() != 0 {
+            return Err(DecodeError::Field("a batch with a key of its own"));
+        }
+        let (items, rest) =
+            <[Item]>::ref_from_prefix_with_elems(rest, count).map_err(|_| DecodeError::Truncated)?;
+        if items.iter().any(|item| item.reserved.get() != 0 || item.reserved2.get() != 0) {
+            return Err(DecodeError::Reserved);
+        }
+        Ok((items, rest))
+    }
+
+    /// The value lies in the capsule: there is nothing to pull.
+    #[must_use]
+    pub fn is_in_capsule(&self) -> bool {
+        self.command.opflags & command_flags::IN_CAPSULE != 0
+    }
+
+    /// The items of a batch, each with its key.
+    pub fn items_with_keys(&self) -> impl Iterator<Item = (&'a Item, &'a [u8])> + use<'a> {
+        let mut keys = self.keys;
+        self.items.iter().map(move |item| {
+            // `parse` has checked that the keys are as long as the items say together.
+            let (key, rest) = keys.split_at(usize::from(item.key_length.get()));
+            keys = rest;
+            (item, key)
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! The response: 32 bytes that end one command, and the per-item results of a batch.
 
-use super::CommonHeader;
+use super::{CommonHeader, DecodeError, PduType, check};
+use crate::Status;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -8,6 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub mod response_flags {
     /// The data begins with one [`super::ItemResult`] per item.
     pub const ITEMS: u8 = 1 << 0;
+    /// Every bit that is known.
+    pub const KNOWN: u8 = ITEMS;
 }
 
 /// The end of one command. On a byte stream `data_length` bytes follow (and `header.length` counts
@@ -26,12 +29,77 @@ pub struct Response {
     /// By opcode: retrieve and exist: the value's whole length; list: the next cursor (0: the end);
     /// delete: 1 if the key was there; wrong reactor: the right one.
     pub result: U64,
-    /// CRC32C of the data.
+    /// CRC32C of the data; with [`response_flags::ITEMS`], of the item results alone, since every
+    /// item's data has a checksum of its own.
     pub data_crc: U32,
     /// CRC32C of the 28 bytes before it.
     pub header_crc: U32,
 }
 const _: () = assert!(size_of::<Response>() == 32);
+
+/// What a response says, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The command that ended.
+    pub cid: u16,
+    /// [`response_flags`].
+    pub flags: u8,
+    /// How it ended.
+    pub status: Status,
+    /// As [`Response::credit_limit`].
+    pub credit_limit: u16,
+    /// As [`Response::data_length`].
+    pub data_length: u32,
+    /// As [`Response::result`].
+    pub result: u64,
+    /// As [`Response::data_crc`].
+    pub data_crc: u32,
+}
+
+impl Response {
+    /// The bytes that say `outcome` on a byte stream.
+    #[must_use]
+    pub fn new(outcome: &Outcome) -> Self {
+        let Outcome { cid, flags, status, credit_limit, data_length, result, data_crc } = *outcome;
+        let length = size_of::<Self>() + data_length as usize;
+        let mut response = Self {
+            header: CommonHeader::new(PduType::Response, cid, length),
+            status: U16::new(status as u16),
+            credit_limit: U16::new(credit_limit),
+            data_length: U32::new(data_length),
+            result: U64::new(result),
+            data_crc: U32::new(data_crc),
+            header_crc: U32::ZERO,
+        };
+        response.header.flags = flags;
+        check::seal(&mut response);
+        response
+    }
+
+    /// Checks the first 32 bytes of a response; its data has not been looked at.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn parse(pdu: &[u8]) -> Result<Outcome, DecodeError> {
+        let response: &Self = check::fixed(pdu, PduType::Response)?;
+        if response.header.flags & !response_flags::KNOWN != 0 {
+            return Err(DecodeError::Reserved);
+        }
+        let data_length = response.data_length.get();
+        if response.header.length.get() as usize != size_of::<Self>() + data_length as usize {
+            return Err(DecodeError::Length);
+        }
+        Ok(Outcome {
+            cid: response.header.cid.get(),
+            flags: response.header.flags,
+            status: Status::from_wire(response.status.get()),
+            credit_limit: response.credit_limit.get(),
+            data_length,
+            result: response.result.get(),
+            data_crc: response.data_crc.get(),
+        })
+    }
+}
 
 /// The end of one item of a batch, 16 bytes; a batch's data begins with one for each item, in order,
 /// followed by the items' data, each item's right behind the one before.
@@ -50,3 +118,44 @@ pub struct ItemResult {
     pub data_crc: U32,
 }
 const _: () = assert!(size_of::<ItemResult>() == 16);
+
+impl ItemResult {
+    /// How one item ended.
+    #[must_use]
+    pub fn new(status: Status, data_length: u32, result: u32, data_crc: u32) -> Self {
+        Self {
+            status: U16::new(status as u16),
+            reserved: U16::ZERO,
+            data_length: U32::new(data_length),
+            result: U32::new(result),
+            data_crc: U32::new(data_crc),
+        }
+    }
+
+    /// Cuts the results of `items` items off the data of a response whose `data_crc` is `crc`;
+    /// what is left is exactly the items' data.
+    ///
+    /// # Errors
+    /// [`DecodeError`]: fewer results than items, a wrong checksum, or lengths that do not add up.
+    pub fn parse_all(data: &[u8], items: usize, crc: u32) -> Result<(&[Self], &[u8]), DecodeError> {
+        let (results, rest) = <[Self]>::ref_from_prefix_with_elems(data, items)
+            .map_err(|_| DecodeError::Truncated)?;
+        if super::crc32c(results.as_bytes()) != crc {
+            return Err(DecodeError::Checksum);
+        }
+        if results.iter().any(|result| result.reserved.get() != 0) {
+            return Err(DecodeError::Reserved);
+        }
+        let data_bytes: u64 = results.iter().map(|result| u64::from(result.data_length.get())).sum();
+        if data_bytes != rest.len() as u64 {
+            return Err(DecodeError::Length);
+        }
+        Ok((results, rest))
+    }
+
+    /// How this item ended.
+    #[must_use]
+    pub fn outcome(&self) -> Status {
+        Status::from_wire(self.status.get())
+    }
+}

@@ -1,0 +1,74 @@
+//! The byte-stream transport: one framing over any non-blocking stream.
+//!
+//! From the wire upwards: a [`Listener`] makes [`ByteStream`]s and says which of them are ready
+//! ([`tcp`] and [`sim`] are the two); a connection cuts the bytes into PDUs, steers DATA payload
+//! into the buffer that was pulled for it and queues what leaves; [`StreamTransport`] keeps the
+//! table of connections and is the [`crate::transport::Transport`] that a server runs on.
+
+//mod connection;
+//mod queue;
+pub mod sim;
+//pub mod tcp;
+//mod transport;
+
+//pub use transport::{StreamConfig, StreamTransport};
+
+use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
+
+/// A connected, non-blocking stream of bytes. `read` and `write` (and their vectored forms, which
+/// an implementation should have) answer [`io::ErrorKind::WouldBlock`] where they would wait.
+pub trait ByteStream: Read + Write {
+    /// Says to the peer that nothing more will be written; reading goes on.
+    ///
+    /// # Errors
+    /// The stream is broken.
+    fn finish(&mut self) -> io::Result<()>;
+}
+
+/// What has become possible on a watched stream. May be said again, or when it is no longer so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// The number the stream is watched under.
+    pub token: u32,
+    /// A read will not block, or end the stream.
+    pub readable: bool,
+    /// A write will not block, or fail.
+    pub writable: bool,
+    /// The peer has ended its side, or the stream is broken: read until that shows.
+    pub hangup: bool,
+}
+
+/// Accepts streams and says which are ready. Readiness is at least edge-triggered: said again each
+/// time something new became possible after a `WouldBlock`.
+pub trait Listener {
+    /// What it accepts.
+    type Stream: ByteStream;
+
+    /// A read that got fewer bytes than there was room for has emptied the stream.
+    const SHORT_READ_EMPTIES: bool;
+
+    /// The next waiting peer, if there is one.
+    ///
+    /// # Errors
+    /// No stream could be made (too many files, say); waiting peers keep waiting.
+    fn accept(&mut self) -> io::Result<Option<Self::Stream>>;
+
+    /// Says from now on when `stream` is ready. Ends when the stream is dropped.
+    ///
+    /// # Errors
+    /// The system refuses.
+    fn watch(&mut self, stream: &Self::Stream, token: u32) -> io::Result<()>;
+
+    /// Appends what became ready to `events`, at most up to its capacity, without waiting. Returns
+    /// `true` if a peer waits to be accepted.
+    ///
+    /// # Errors
+    /// The system refuses: nothing can be said about any stream.
+    fn ready(&mut self, events: &mut Vec<Readiness>) -> io::Result<bool>;
+
+    /// A descriptor that turns readable when `ready` has something to say.
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
