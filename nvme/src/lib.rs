@@ -11,7 +11,7 @@
 pub mod arena;
 //pub mod conformance;
 pub mod queue;
-//pub mod sim;
+pub mod sim;
 //pub mod uring;
 
 pub use arena::{Arena, ArenaError, DmaBuf, Pool, PoolSeed};

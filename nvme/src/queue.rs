@@ -11,7 +11,7 @@
 //! * a request that cannot be valid (past the end, zero or unaligned length, larger than the
 //!   buffer) completes with [`BlockError::Invalid`] and touches no media.
 
-use crate::DmaBuf;
+use crate::{BLOCK_BYTES, DmaBuf};
 
 /// What a device is, as the store has to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,31 @@ pub struct Geometry {
     pub volatile_write_cache: bool,
     /// [`Operation::Discard`] does something.
     pub discard: bool,
+}
+
+impl Geometry {
+    /// Whether a device of this kind can do `operation` at all: the one check every
+    /// implementation makes before it touches its media.
+    ///
+    /// # Errors
+    /// [`BlockError::Invalid`] or [`BlockError::Unsupported`].
+    pub fn check(&self, operation: &Operation) -> Result<(), BlockError> {
+        let inside = |first: u64, blocks: u64| {
+            blocks > 0 && first.checked_add(blocks).is_some_and(|end| end <= self.blocks)
+        };
+        let valid = match operation {
+            Operation::Read { block, blocks, buffer }
+            | Operation::Write { block, blocks, buffer, .. } => {
+                inside(*block, u64::from(*blocks))
+                    && *blocks <= self.max_transfer_blocks
+                    && *blocks as usize <= buffer.len() / BLOCK_BYTES
+            }
+            Operation::Flush => true,
+            Operation::Discard { .. } if !self.discard => return Err(BlockError::Unsupported),
+            Operation::Discard { block, blocks } => inside(*block, *blocks),
+        };
+        if valid { Ok(()) } else { Err(BlockError::Invalid) }
+    }
 }
 
 /// One thing to do on a device. Addresses and lengths are in blocks of [`crate::BLOCK_BYTES`].
