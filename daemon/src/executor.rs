@@ -74,6 +74,19 @@ impl Ready {
         self.0.queue.borrow_mut().pop_front()
     }
 
+    /// Lets everything else that is ready run first.
+    pub async fn pass(&self) {
+        let mut passed = false;
+        std::future::poll_fn(|_| {
+            if std::mem::replace(&mut passed, true) {
+                return Poll::Ready(());
+            }
+            self.wake(self.current());
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Nothing is ready to run.
     #[must_use]
     pub fn is_empty(&self) -> bool {

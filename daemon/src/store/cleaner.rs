@@ -1,0 +1,172 @@
+//! The cleaner: moves what is alive out of a segment, so that the segment is free again.
+//!
+//! There are no headers in a segment; what is alive in it follows from the index. The upkeep task picks
+//! a victim and lists its values; a few workers move them, each by the same path that a store takes,
+//! with a `Move` record at the end: if the key got another value meanwhile, the record does nothing.
+//! The same workers delete what has expired.
+
+use super::format::{Record, RecordKind};
+use super::index::{Entry, KeyHash};
+use super::read::PendingRetrieve;
+use super::shard::Shard;
+use super::write::PendingStore;
+use crate::executor::Waiters;
+use forebay_fabric::Status;
+use std::rc::Rc;
+
+/// Workers of a shard. As many small values are packed into the same blocks.
+pub(super) const WORKERS: usize = 32;
+
+/// Bytes of values that are being moved at a time.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// Slots of the index that are looked at before others run.
+const SCAN_SLOTS: usize = 4096;
+
+/// One thing for a worker to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Job {
+    /// Move the value that this entry points at.
+    Move(Entry),
+    /// Delete the key if it is still expired.
+    Expire(KeyHash),
+}
+
+impl Job {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Move(entry) => u64::from(entry.pointer().length),
+            Self::Expire(_) => 0,
+        }
+    }
+}
+
+/// The workers' queue.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    queue: Vec<Job>,
+    active: usize,
+    active_bytes: u64,
+    idle: Rc<Waiters>,
+}
+
+impl Jobs {
+    fn take(&mut self) -> Option<Job> {
+        let job = *self.queue.last()?;
+        if self.active > 0 && self.active_bytes + job.bytes() > BYTES_MAX {
+            return None;
+        }
+        self.queue.pop();
+        self.active += 1;
+        self.active_bytes += job.bytes();
+        Some(job)
+    }
+
+    fn is_done(&self) -> bool {
+        self.queue.is_empty() && self.active == 0
+    }
+}
+
+/// A worker's task.
+pub(super) async fn work(shard: Rc<Shard>) {
+    let ready = shard.context.ready.clone();
+    loop {
+        let job = shard.job_waiters.until(&ready, || shard.jobs.borrow_mut().take()).await;
+        match job {
+            Job::Move(entry) => relocate(&shard, entry).await,
+            Job::Expire(hash) => expire(&shard, hash).await,
+        }
+        let mut jobs = shard.jobs.borrow_mut();
+        jobs.active -= 1;
+        jobs.active_bytes -= job.bytes();
+        if jobs.is_done() {
+            jobs.idle.wake_all(&ready);
+        }
+        drop(jobs);
+        shard.job_waiters.wake_all(&ready);
+    }
+}
+
+async fn relocate(shard: &Rc<Shard>, entry: Entry) {
+    let pointer = entry.pointer();
+    let current = shard.index.borrow().get(pointer.hash).copied();
+    if current != Some(entry) {
+        return;
+    }
+    let whole = 0..u64::from(pointer.length);
+    let read = PendingRetrieve::new(shard.clone(), pointer, whole).finish().await;
+    let outcome = match read {
+        Ok(mut fragment) => {
+            fragment.buffer.copy_within(fragment.range, 0);
+            PendingStore::relocate(shard, pointer, fragment.buffer).finish().await
+        }
+        Err(status) => Err(status),
+    };
+    match outcome {
+        // Another value took its place meanwhile: that is what the cleaner wants.
+        Ok(()) | Err(Status::Busy | Status::NotFound) => {}
+        Err(status) => quarantine(shard, pointer.address, status),
+    }
+}
+
+fn quarantine(shard: &Shard, address: u64, status: Status) {
+    let mut space = shard.space.borrow_mut();
+    let segment = space.segment_of(address);
+    if matches!(status, Status::Corrupt | Status::Device) && !shard.failed.get() {
+        log::error!("shard {}: segment {segment} cannot be cleaned: {status}; left as it is", shard.id);
+        space.quarantine(segment);
+    }
+}
+
+async fn expire(shard: &Shard, hash: KeyHash) {
+    let expired = {
+        let index = shard.index.borrow();
+        index.get(hash).is_some_and(|entry| shard.is_expired(entry))
+    };
+    if expired {
+        let record = Record { kind: RecordKind::Delete(hash), token: 0, key: &[] };
+        if let Err(status) = shard.commit(&record).await {
+            log::debug!("shard {}: an expired key stays for now: {status}", shard.id);
+        }
+    }
+}
+
+/// Cleans the best victim; `false` if there is none.
+pub(super) async fn clean_one(shard: &Rc<Shard>) -> bool {
+    let victim = shard.space.borrow().victim();
+    let Some(victim) = victim else { return false };
+    let in_victim = |entry: &Entry| {
+        let pointer = entry.pointer();
+        let inside = shard.space.borrow().segment_of(pointer.address) == victim;
+        (inside && pointer.length > 0).then_some(Job::Move(*entry))
+    };
+    run_all(shard, in_victim).await;
+    true
+}
+
+/// Deletes what has expired.
+pub(super) async fn sweep(shard: &Rc<Shard>) {
+    let expired =
+        |entry: &Entry| shard.is_expired(entry).then(|| Job::Expire(entry.hash()));
+    run_all(shard, expired).await;
+}
+
+/// Goes through the index, and has the workers do what `select` makes of its entries.
+async fn run_all(shard: &Rc<Shard>, select: impl Fn(&Entry) -> Option<Job>) {
+    let ready = &shard.context.ready;
+    let slots = shard.index.borrow().slots();
+    for start in (0..slots).step_by(SCAN_SLOTS) {
+        {
+            let index = shard.index.borrow();
+            let entries = (start..slots.min(start + SCAN_SLOTS)).filter_map(|slot| index.at(slot));
+            shard.jobs.borrow_mut().queue.extend(entries.filter_map(&select));
+        }
+        let idle = shard.jobs.borrow().idle.clone();
+        if shard.jobs.borrow().is_done() {
+            ready.pass().await;
+            continue;
+        }
+        shard.job_waiters.wake_all(ready);
+        idle.until(ready, || shard.jobs.borrow().is_done().then_some(())).await;
+    }
+}

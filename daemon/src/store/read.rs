@@ -1,0 +1,180 @@
+//! Retrieves: one media read, verified before the first byte leaves.
+
+use super::checksum::{covering, has_checksum_page, verify};
+use super::format::{UNIT_BYTES, crc32c};
+use super::index::Pointer;
+use super::shard::{Pin, Shard};
+use super::space::UNITS_PER_BLOCK;
+use super::{Fragment, Store};
+use crate::disk::Io;
+use forebay_fabric::Status;
+use forebay_nvme::{BLOCK_BYTES, DmaBuf};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// A retrieve whose reads are under way.
+#[derive(Debug)]
+#[must_use = "finish it, or nothing is read"]
+pub struct PendingRetrieve {
+    shard: Rc<Shard>,
+    pointer: Pointer,
+    /// The bytes of the value that are wanted.
+    wanted: Range<u64>,
+    /// The bytes of the value that have to be read to verify them.
+    covered: Range<u64>,
+    reads: Option<Reads>,
+}
+
+#[derive(Debug)]
+struct Reads {
+    pin: Pin,
+    data: Io,
+    page: Option<Io>,
+}
+
+impl Store {
+    /// Looks a key up and starts to read `length` bytes of its value from `offset` on, or what there is.
+    ///
+    /// # Errors
+    /// `NotFound`, `Range` (it begins past the end), or another [`Status`].
+    pub fn start_retrieve(
+        &self,
+        namespace: u32,
+        key: &[u8],
+        offset: u64,
+        length: u32,
+    ) -> Result<PendingRetrieve, Status> {
+        let (shard, hash) = self.locate(namespace, key)?;
+        self.rules(namespace)?;
+        let pointer = shard.find(hash).ok_or(Status::NotFound)?.pointer();
+        let end = u64::from(pointer.length);
+        if offset > end || (offset == end && end > 0) {
+            return Err(Status::Range);
+        }
+        let wanted = offset..end.min(offset + u64::from(length));
+        Ok(PendingRetrieve::new(shard, pointer, wanted))
+    }
+
+    /// The length of a key's value.
+    ///
+    /// # Errors
+    /// `NotFound`, or another [`Status`].
+    pub fn exist(&self, namespace: u32, key: &[u8]) -> Result<u32, Status> {
+        let (shard, hash) = self.locate(namespace, key)?;
+        self.rules(namespace)?;
+        shard.find(hash).map(|entry| entry.pointer().length).ok_or(Status::NotFound)
+    }
+}
+
+impl PendingRetrieve {
+    /// Starts to read `wanted` of the value at `pointer`.
+    pub(super) fn new(shard: Rc<Shard>, pointer: Pointer, wanted: Range<u64>) -> Self {
+        let covered = match has_checksum_page(pointer.length) {
+            true => covering(wanted.clone(), pointer.length),
+            false => 0..u64::from(pointer.length),
+        };
+        let mut pending = Self { shard, pointer, wanted, covered, reads: None };
+        // The pin comes before any wait: from here on the segment is not reused.
+        if let Some((buffer, page)) = pending.buffers() {
+            pending.submit(buffer, page);
+        }
+        pending
+    }
+
+    /// Blocks of data to read.
+    fn blocks(&self) -> u64 {
+        let in_block = self.pointer.address % UNITS_PER_BLOCK * UNIT_BYTES;
+        (in_block + self.covered.end - self.covered.start).div_ceil(BLOCK_BYTES as u64).max(1)
+    }
+
+    fn buffers(&self) -> Option<(DmaBuf, Option<DmaBuf>)> {
+        let pool = &self.shard.context.pool;
+        let page = match has_checksum_page(self.pointer.length) {
+            true => Some(pool.alloc(BLOCK_BYTES)?),
+            false => None,
+        };
+        Some((pool.alloc(self.blocks() as usize * BLOCK_BYTES)?, page))
+    }
+
+    fn submit(&mut self, buffer: DmaBuf, page: Option<DmaBuf>) {
+        let Pointer { address, length, .. } = self.pointer;
+        let (disk, device) = (&self.shard.context.disk, self.shard.region.device);
+        let pin = Pin::new(&self.shard, address);
+        let block = self.shard.block_of(address);
+        let first = block + self.covered.start / BLOCK_BYTES as u64;
+        let data = disk.read(device, first, self.blocks() as u32, buffer);
+        let page = page.map(|page| {
+            let behind = block + u64::from(length).div_ceil(BLOCK_BYTES as u64);
+            disk.read(device, behind, 1, page)
+        });
+        self.reads = Some(Reads { pin, data, page });
+    }
+
+    /// Waits for the bytes and verifies them.
+    ///
+    /// # Errors
+    /// `Corrupt`: they are not those that were stored. `Device`: the device could not read them.
+    pub async fn finish(mut self) -> Result<Fragment, Status> {
+        if self.pointer.length == 0 {
+            let buffer = self.shard.context.buffer(BLOCK_BYTES).await;
+            return Ok(Fragment { buffer, range: 0..0, crc: crc32c(&[]), value_length: 0 });
+        }
+        if self.reads.is_none() {
+            self.wait_for_memory().await?;
+        }
+        let Some(Reads { pin, data, page }) = self.reads.take() else {
+            return Err(Status::Internal);
+        };
+        let (result, buffer) = data.await;
+        let page = match page {
+            Some(page) => Some(page.await),
+            None => None,
+        };
+        drop(pin);
+        result.map_err(Shard::status_of)?;
+        let page = match page {
+            Some((result, page)) => {
+                result.map_err(Shard::status_of)?;
+                page
+            }
+            None => None,
+        };
+        self.verified(buffer.ok_or(Status::Internal)?, page.as_deref())
+    }
+
+    /// Memory was short: wait for it, then look at the index again, for the value may have moved.
+    async fn wait_for_memory(&mut self) -> Result<(), Status> {
+        let context = self.shard.context.clone();
+        let (buffer, page) = context.memory.until(&context.ready, || self.buffers()).await;
+        let current = self.shard.find(self.pointer.hash).ok_or(Status::NotFound)?.pointer();
+        let Pointer { address, expiry_s, .. } = current;
+        if current != (Pointer { address, expiry_s, ..self.pointer }) {
+            // Another value by now: its length and checksum are not the ones planned for.
+            return Err(Status::Busy);
+        }
+        self.pointer = current;
+        self.submit(buffer, page);
+        Ok(())
+    }
+
+    fn verified(&self, buffer: DmaBuf, page: Option<&[u8]>) -> Result<Fragment, Status> {
+        let Pointer { address, length, crc, .. } = self.pointer;
+        let begin = (address % UNITS_PER_BLOCK * UNIT_BYTES) as usize;
+        let bytes = (self.covered.end - self.covered.start) as usize;
+        let data = &buffer[begin..begin + bytes];
+        let good = match page {
+            Some(page) => verify(data, self.covered.start, page, crc),
+            None => crc32c(data) == crc,
+        };
+        if !good {
+            let Shard { id, .. } = *self.shard;
+            log::error!("shard {id}: value of {length} bytes at unit {address} fails its checksum");
+            return Err(Status::Corrupt);
+        }
+        let from = begin + (self.wanted.start - self.covered.start) as usize;
+        let range = from..from + (self.wanted.end - self.wanted.start) as usize;
+        let whole = page.is_none() && range.len() == length as usize;
+        let crc = if whole { crc } else { crc32c(&buffer[range.clone()]) };
+        Ok(Fragment { buffer, range, crc, value_length: length })
+    }
+}
