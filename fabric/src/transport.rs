@@ -68,7 +68,8 @@ pub trait Sink<B> {
     /// A whole PDU: the common header and all its bytes, already bounded by the largest allowed.
     ///
     /// # Errors
-    /// The connection is closed as [`CloseReason::Protocol`], and `closed` follows.
+    /// The peer broke the protocol: the transport tells it so (GOAWAY), takes nothing more of it,
+    /// and reports `closed` with [`CloseReason::Protocol`] at once.
     fn pdu(&mut self, conn: ConnId, pdu: &[u8]) -> Result<(), &'static str>;
     /// The pull of command `cid` has ended: with its data, or `false` because the connection died.
     fn pulled(&mut self, conn: ConnId, cid: u16, buffer: B, complete: bool);
@@ -87,23 +88,33 @@ pub trait Transport {
     /// Queues a PDU that carries no bulk data.
     fn send(&mut self, conn: ConnId, pdu: &[u8]);
 
-    /// Delivers `payload` to the client's memory, then the response PDU `pdu`.
+    /// Delivers `payloads`, one right behind the other, to the client's memory, and the response
+    /// PDU `pdu` that says so.
     fn push(
         &mut self,
         conn: ConnId,
         pdu: &[u8],
         remote: RemoteMemory,
-        payload: Payload<Self::Buffer>,
+        payloads: &mut dyn Iterator<Item = Payload<Self::Buffer>>,
     );
 
-    /// Brings `remote.length` bytes of the client's memory into the beginning of `buffer`.
+    /// Brings `remote.length` bytes of the client's memory into the beginning of `buffer`. A
+    /// connection has one pull of a `cid` at a time.
     fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: Self::Buffer);
 
-    /// Ends a connection once what is queued on it has left, or at once if `abort`.
+    /// Ends a connection once what is queued on it has left (within a bound), or at once if `abort`.
+    /// Nothing more of it is reported but the end of its pulls and then `closed`.
     fn close(&mut self, conn: ConnId, abort: bool);
 
     /// Passes everything that was queued to the network: once per reactor tick.
     fn flush(&mut self, now_us: u64);
+
+    /// Everything that was queued has left.
+    fn is_flushed(&self) -> bool;
+
+    /// When `poll` or `flush` has to be called at the latest, if nothing wakes the reactor before;
+    /// a time in the past if there is something to do now.
+    fn next_deadline_us(&self) -> Option<u64>;
 
     /// A descriptor that turns readable when `poll` has something to do, for a reactor that sleeps.
     fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {

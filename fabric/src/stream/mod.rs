@@ -5,13 +5,14 @@
 //! into the buffer that was pulled for it and queues what leaves; [`StreamTransport`] keeps the
 //! table of connections and is the [`crate::transport::Transport`] that a server runs on.
 
-//mod connection;
-//mod queue;
+mod connection;
+mod input;
+mod queue;
 pub mod sim;
-//pub mod tcp;
-//mod transport;
+pub mod tcp;
+mod transport;
 
-//pub use transport::{StreamConfig, StreamTransport};
+pub use transport::{StreamConfig, StreamTransport};
 
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
@@ -45,8 +46,8 @@ pub trait Listener {
     /// What it accepts.
     type Stream: ByteStream;
 
-    /// A read that got fewer bytes than there was room for has emptied the stream.
-    const SHORT_READ_EMPTIES: bool;
+    /// A read or write that moved fewer bytes than it was given would block now.
+    const SHORT_BLOCKS: bool;
 
     /// The next waiting peer, if there is one.
     ///

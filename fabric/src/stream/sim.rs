@@ -407,7 +407,7 @@ pub struct SimListener {
 
 impl Listener for SimListener {
     type Stream = SimStream;
-    const SHORT_READ_EMPTIES: bool = false;
+    const SHORT_BLOCKS: bool = false;
 
     fn accept(&mut self) -> io::Result<Option<SimStream>> {
         let mut net = self.net.net.borrow_mut();

@@ -1,0 +1,210 @@
+//! What the server knows of one connection: where its handshake is, and its commands in flight.
+
+use super::RequestId;
+use crate::pdu::PduType;
+use crate::transport::{ConnId, RemoteMemory};
+
+/// Where a session is. `PROTOCOL.md` draws it; [`STEPS`] says what each state takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// No connection.
+    Vacant,
+    /// Nothing has come yet.
+    AwaitHello,
+    /// HELLO_ACK was sent.
+    AwaitAuth,
+    /// Commands flow.
+    Ready,
+    /// The server has said GOAWAY: commands in flight are answered, new ones refused.
+    Draining,
+    /// The client has said GOAWAY: closes when the last command in flight has been answered.
+    Leaving,
+    /// Being closed: what still comes is not looked at.
+    Closing,
+}
+
+/// What to do with a PDU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Read the offer; grant; next comes AUTH.
+    Greet,
+    /// Look at the credentials; commands may flow.
+    Admit,
+    /// A command for the service.
+    Take,
+    /// A command that is answered with "shutting down".
+    Refuse,
+    /// Give a command up.
+    Cancel,
+    /// Answer with PONG.
+    Pong,
+    /// It has shown that the peer lives.
+    Note,
+    /// The client leaves.
+    Leave,
+    /// Not looked at.
+    Ignore,
+    /// The peer broke the protocol.
+    Violation,
+}
+
+use Step::{Admit, Cancel, Greet, Ignore, Leave, Note, Pong, Refuse, Take, Violation};
+
+/// State by state, what is done with each PDU that a client may send; every other type is a
+/// violation (DATA never gets here: it is the transport's).
+#[rustfmt::skip]
+const STEPS: [(State, [Step; 7]); 7] = [
+    //                   Hello      Auth       Command    Cancel     Ping       Pong       GoAway
+    (State::Vacant,     [Ignore,    Ignore,    Ignore,    Ignore,    Ignore,    Ignore,    Ignore]),
+    (State::AwaitHello, [Greet,     Violation, Violation, Violation, Violation, Violation, Violation]),
+    (State::AwaitAuth,  [Violation, Admit,     Violation, Violation, Violation, Violation, Leave]),
+    (State::Ready,      [Violation, Violation, Take,      Cancel,    Pong,      Note,      Leave]),
+    (State::Draining,   [Violation, Violation, Refuse,    Cancel,    Pong,      Note,      Leave]),
+    (State::Leaving,    [Violation, Violation, Violation, Cancel,    Pong,      Note,      Note]),
+    (State::Closing,    [Ignore,    Ignore,    Ignore,    Ignore,    Ignore,    Ignore,    Ignore]),
+];
+
+impl State {
+    pub(super) fn step(self, pdu_type: PduType) -> Step {
+        let row = &STEPS[self as usize].1;
+        match pdu_type {
+            PduType::Hello => row[0],
+            PduType::Auth => row[1],
+            PduType::Command => row[2],
+            PduType::Cancel => row[3],
+            PduType::Ping => row[4],
+            PduType::Pong => row[5],
+            PduType::GoAway => row[6],
+            PduType::HelloAck
+            | PduType::AuthAck
+            | PduType::Response
+            | PduType::Data
+            | PduType::ReadyToTransfer => match self {
+                Self::Vacant | Self::Closing => Ignore,
+                _ => Violation,
+            },
+        }
+    }
+}
+
+/// One command identifier of a session.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Slot {
+    /// Grows with every command that uses it.
+    pub(super) generation: u32,
+    /// A command is in flight: taken and not answered.
+    pub(super) active: bool,
+    /// A pull has not ended; it may outlive its command.
+    pub(super) pulling: bool,
+    /// The generation of the command that pulls.
+    pub(super) pull_generation: u32,
+    /// Where the command's data lies at the client.
+    pub(super) remote: RemoteMemory,
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) conn: ConnId,
+    pub(super) state: State,
+    /// Granted in the handshake.
+    pub(super) queue_depth: u16,
+    pub(super) capsule_bytes: u32,
+    pub(super) keep_alive_us: u64,
+    pub(super) features: u64,
+    pub(super) version: u16,
+    /// When the connection was made.
+    pub(super) began_us: u64,
+    /// When the last PDU came, and the last PING was sent.
+    pub(super) heard_us: u64,
+    pub(super) pinged_us: u64,
+    /// Commands in flight.
+    pub(super) active: u32,
+    /// Commands that were answered for the service, which still has to end them: they keep its
+    /// memory busy, so they are bounded. Survives the connection.
+    pub(super) zombies: u32,
+    /// By `cid`; as many as the granted queue depth. Generations survive the connection.
+    pub(super) slots: Vec<Slot>,
+}
+
+impl Session {
+    pub(super) fn new(slot: u16, queue_depth_max: u16) -> Self {
+        Self {
+            conn: ConnId { slot, generation: 0 },
+            state: State::Vacant,
+            queue_depth: 0,
+            capsule_bytes: 0,
+            keep_alive_us: 0,
+            features: 0,
+            version: 0,
+            began_us: 0,
+            heard_us: 0,
+            pinged_us: 0,
+            active: 0,
+            zombies: 0,
+            slots: Vec::with_capacity(usize::from(queue_depth_max)),
+        }
+    }
+
+    /// A new connection takes this place.
+    pub(super) fn begin(&mut self, conn: ConnId, keep_alive_us: u64, now_us: u64) {
+        self.conn = conn;
+        self.state = State::AwaitHello;
+        self.keep_alive_us = keep_alive_us;
+        self.began_us = now_us;
+        self.heard_us = now_us;
+        self.pinged_us = now_us;
+        self.queue_depth = 0;
+        self.active = 0;
+    }
+
+    /// The command that `id` names, if it is in flight.
+    pub(super) fn active_slot(&mut self, id: RequestId) -> Option<&mut Slot> {
+        if self.conn != id.conn || self.state == State::Vacant {
+            return None;
+        }
+        let slot = self.slots.get_mut(usize::from(id.cid))?;
+        (slot.active && slot.generation == id.generation).then_some(slot)
+    }
+
+    pub(super) fn request_id(&self, cid: u16, generation: u32) -> RequestId {
+        RequestId { conn: self.conn, cid, generation }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every state with every PDU type, spelt out once more by the rules of PROTOCOL.md.
+    #[test]
+    fn every_state_has_a_step_for_every_pdu() {
+        for (index, (state, _)) in STEPS.iter().enumerate() {
+            assert_eq!(*state as usize, index, "the table is in the order of the states");
+            for pdu_type in PduType::ALL {
+                assert_eq!(
+                    state.step(pdu_type),
+                    expected(*state, pdu_type),
+                    "{state:?} {pdu_type:?}"
+                );
+            }
+        }
+    }
+
+    fn expected(state: State, pdu_type: PduType) -> Step {
+        use PduType as P;
+        use State as S;
+        match (state, pdu_type) {
+            (S::Vacant | S::Closing, _) => Ignore,
+            (S::AwaitHello, P::Hello) => Greet,
+            (S::AwaitAuth, P::Auth) => Admit,
+            (S::AwaitAuth | S::Ready | S::Draining, P::GoAway) => Leave,
+            (S::Ready, P::Command) => Take,
+            (S::Draining, P::Command) => Refuse,
+            (S::Ready | S::Draining | S::Leaving, P::Cancel) => Cancel,
+            (S::Ready | S::Draining | S::Leaving, P::Ping) => Pong,
+            (S::Ready | S::Draining | S::Leaving, P::Pong) => Note,
+            (S::Leaving, P::GoAway) => Note,
+            _ => Violation,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! One connection: its stream, what arrives, what leaves, and how it ends.
+//!
+//! It ends in one of two ways. Abruptly: the stream is dropped. In order: what is queued leaves,
+//! this side says that nothing more will come, and the peer's remaining bytes are read and thrown
+//! away until it has ended its side too, so that the last PDU is not lost to a reset.
+
+use super::ByteStream;
+use super::input::{Input, Pull, Received};
+use super::queue::{SendQueue, Sent};
+use crate::Buffer;
+use crate::transport::{CloseReason, ConnId, Sink};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Nothing is taken any more; what is queued still leaves.
+    Finishing,
+    /// Everything has left; waiting for the peer to end its side.
+    Finished,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection<S, B> {
+    pub(super) id: ConnId,
+    stream: S,
+    input: Input<B>,
+    output: SendQueue<B>,
+    phase: Phase,
+    /// Found while writing: to be reported by the next `receive`.
+    broken: Option<CloseReason>,
+    /// `closed` has been said already.
+    pub(super) reported: bool,
+    /// The stream has ended or is broken as far as the system says; read until that shows.
+    pub(super) hangup: bool,
+    pub(super) writable: bool,
+    /// It is in the transport's list of connections to receive from, or to send on.
+    pub(super) in_ready: bool,
+    pub(super) in_dirty: bool,
+    /// When bytes last left, or began to wait.
+    pub(super) progress_us: u64,
+}
+
+impl<S: ByteStream, B: Buffer> Connection<S, B> {
+    pub(super) fn new(id: ConnId, stream: S, now_us: u64) -> Self {
+        Self {
+            id,
+            stream,
+            input: Input::new(),
+            output: SendQueue::new(),
+            phase: Phase::Open,
+            broken: None,
+            reported: false,
+            hangup: false,
+            writable: true,
+            in_ready: false,
+            in_dirty: false,
+            progress_us: now_us,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.phase == Phase::Open && self.broken.is_none()
+    }
+
+    /// It waits for the peer: to read what is queued, or to end its side.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.output.is_empty() || self.phase != Phase::Open
+    }
+
+    pub(super) fn is_flushed(&self) -> bool {
+        self.output.is_empty()
+    }
+
+    pub(super) fn output(&mut self) -> &mut SendQueue<B> {
+        &mut self.output
+    }
+
+    /// Nothing but an abrupt end is possible any more; the next `receive` says so.
+    pub(super) fn break_off(&mut self, reason: CloseReason) {
+        self.output.clear();
+        self.broken.get_or_insert(reason);
+    }
+
+    /// Ends it in order.
+    pub(super) fn finish(&mut self, now_us: u64) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Finishing;
+            self.progress_us = now_us;
+        }
+    }
+
+    pub(super) fn expect(&mut self, pull: Pull<B>) {
+        self.input.expect(pull);
+    }
+
+    pub(super) fn give_up(&mut self) -> Option<Pull<B>> {
+        self.input.give_up()
+    }
+
+    pub(super) fn receive(&mut self, sink: &mut dyn Sink<B>, short_blocks: bool) -> Received {
+        if let Some(reason) = self.broken {
+            return Received::Closed(reason);
+        }
+        let received = if self.phase == Phase::Open {
+            self.input.receive(self.id, &mut self.stream, sink, short_blocks)
+        } else {
+            self.input.discard(&mut self.stream)
+        };
+        match received {
+            // The end of a stream may have come with the last bytes, and is said only once.
+            Received::Empty if self.hangup && short_blocks => Received::More,
+            received => received,
+        }
+    }
+
+    /// Sends what the stream takes. Returns `true` if it would take more at once.
+    pub(super) fn send(&mut self, now_us: u64, short_blocks: bool) -> bool {
+        match self.output.write_to(&mut self.stream, short_blocks) {
+            Ok((sent, bytes)) => {
+                if bytes > 0 {
+                    self.progress_us = now_us;
+                }
+                self.writable = sent != Sent::Blocked;
+                if sent == Sent::All && self.phase == Phase::Finishing {
+                    self.end_stream(now_us);
+                }
+                sent == Sent::Some
+            }
+            Err(_) => {
+                self.break_off(CloseReason::Lost);
+                false
+            }
+        }
+    }
+
+    fn end_stream(&mut self, now_us: u64) {
+        self.phase = Phase::Finished;
+        self.progress_us = now_us;
+        if self.stream.finish().is_err() {
+            self.break_off(CloseReason::Lost);
+        }
+    }
+
+    /// Why it ended, as far as this side can say: whoever asked for the end has caused it.
+    pub(super) fn reason(&self, found: CloseReason) -> CloseReason {
+        if self.phase == Phase::Open { found } else { CloseReason::Local }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+}

@@ -1,0 +1,394 @@
+//! [`StreamTransport`]: the table of connections, and whose turn it is.
+//!
+//! One `poll` asks the listener what became ready and reads once from every connection that may
+//! have bytes; one `flush` writes once to every connection that has some queued. A connection that
+//! has more waits for the next tick, behind the others: none can starve them. In the steady state a
+//! tick costs one system call to learn what is ready, one read and one write per busy connection.
+
+use super::connection::Connection;
+use super::input::{Pull, Received};
+use super::{ByteStream, Listener, Readiness};
+use crate::Buffer;
+use crate::pdu::{GoAway, GoAwayReason, ReadyToTransfer, Transfer, VALUE_BYTES_MAX};
+use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
+use std::collections::VecDeque;
+use std::io::Write;
+use std::os::fd::BorrowedFd;
+use zerocopy::IntoBytes;
+
+/// Peers that are accepted in one poll.
+const ACCEPTS_MAX: usize = 16;
+/// Streams of which one poll hears.
+const EVENTS_MAX: usize = 256;
+/// How often the connections that wait for their peer are looked at, in microseconds.
+const SWEEP_US: u64 = 100_000;
+
+/// The bounds of a [`StreamTransport`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamConfig {
+    /// The most connections at a time; further peers are told GOAWAY (full).
+    pub connections_max: u16,
+    /// A connection on which bytes wait and none leaves for so long is closed.
+    pub stall_us: u64,
+    /// A connection that is being closed waits at most so long for its peer.
+    pub linger_us: u64,
+}
+
+impl Default for StreamConfig {
+    fn default() -> Self {
+        Self { connections_max: 1024, stall_us: 30_000_000, linger_us: 1_000_000 }
+    }
+}
+
+#[derive(Debug)]
+struct Slot<S, B> {
+    generation: u16,
+    connection: Option<Box<Connection<S, B>>>,
+}
+
+/// A pull that ended outside of `poll`, to be reported by the next one.
+#[derive(Debug)]
+struct Ended<B> {
+    conn: ConnId,
+    cid: u16,
+    buffer: B,
+    complete: bool,
+}
+
+/// The byte-stream transport over the streams of a listener.
+#[derive(Debug)]
+pub struct StreamTransport<L: Listener, B> {
+    listener: L,
+    config: StreamConfig,
+    slots: Vec<Slot<L::Stream, B>>,
+    free: Vec<u16>,
+    /// Connections that may have bytes to read, or an end to report.
+    ready: VecDeque<u16>,
+    /// Connections that have bytes to write.
+    dirty: VecDeque<u16>,
+    ended: Vec<Ended<B>>,
+    events: Vec<Readiness>,
+    now_us: u64,
+    next_sweep_us: u64,
+}
+
+impl<L: Listener, B: Buffer> StreamTransport<L, B> {
+    /// A transport for the peers of `listener`.
+    #[must_use]
+    pub fn new(listener: L, config: StreamConfig) -> Self {
+        let count = config.connections_max;
+        Self {
+            listener,
+            config,
+            slots: (0..count).map(|_| Slot { generation: 0, connection: None }).collect(),
+            free: (0..count).rev().collect(),
+            ready: VecDeque::with_capacity(usize::from(count)),
+            dirty: VecDeque::with_capacity(usize::from(count)),
+            ended: Vec::new(),
+            events: Vec::with_capacity(EVENTS_MAX),
+            now_us: 0,
+            next_sweep_us: u64::MAX,
+        }
+    }
+
+    /// Connections that are open, or being closed.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// What it accepts from.
+    #[must_use]
+    pub fn listener(&self) -> &L {
+        &self.listener
+    }
+
+    fn open(&mut self, conn: ConnId) -> Option<&mut Connection<L::Stream, B>> {
+        let connection = self.slots.get_mut(usize::from(conn.slot))?.connection.as_deref_mut()?;
+        (connection.id == conn && connection.is_open()).then_some(connection)
+    }
+
+    fn report_ended(&mut self, sink: &mut dyn Sink<B>) -> bool {
+        let any = !self.ended.is_empty();
+        for Ended { conn, cid, buffer, complete } in self.ended.drain(..) {
+            sink.pulled(conn, cid, buffer, complete);
+        }
+        any
+    }
+
+    /// Asks the listener; returns whether peers wait to be accepted.
+    fn hear(&mut self) -> bool {
+        self.events.clear();
+        let waiting = match self.listener.ready(&mut self.events) {
+            Ok(waiting) => waiting,
+            Err(error) => {
+                log::error!("cannot learn which connections are ready: {error}");
+                false
+            }
+        };
+        for event in &self.events {
+            let slot = event.token as u16;
+            let Some(connection) = self.slots[usize::from(slot)].connection.as_deref_mut() else {
+                continue;
+            };
+            connection.hangup |= event.hangup;
+            connection.writable |= event.writable;
+            if (event.readable || event.hangup) && !connection.in_ready {
+                connection.in_ready = true;
+                self.ready.push_back(slot);
+            }
+            if connection.writable && !connection.is_flushed() && !connection.in_dirty {
+                connection.in_dirty = true;
+                self.dirty.push_back(slot);
+            }
+        }
+        waiting
+    }
+
+    fn accept(&mut self, sink: &mut dyn Sink<B>) {
+        for _ in 0..ACCEPTS_MAX {
+            match self.listener.accept() {
+                Ok(Some(stream)) => self.admit(stream, sink),
+                Ok(None) => return,
+                Err(error) => {
+                    log::warn!("cannot accept a connection: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: L::Stream, sink: &mut dyn Sink<B>) {
+        let Some(number) = self.free.pop() else {
+            // A peer that does not even read this much is not told.
+            let goaway = GoAway::new(GoAwayReason::Full);
+            let told = stream.write(goaway.as_bytes()).is_ok() && stream.finish().is_ok();
+            log::debug!("no room for another connection (the peer was told: {told})");
+            return;
+        };
+        if let Err(error) = self.listener.watch(&stream, u32::from(number)) {
+            log::warn!("cannot watch a connection: {error}");
+            self.free.push(number);
+            return;
+        }
+        let slot = &mut self.slots[usize::from(number)];
+        slot.generation = slot.generation.wrapping_add(1);
+        let id = ConnId { slot: number, generation: slot.generation };
+        let mut connection = Box::new(Connection::new(id, stream, self.now_us));
+        connection.in_ready = true;
+        slot.connection = Some(connection);
+        self.ready.push_back(number);
+        self.next_sweep_us = self.next_sweep_us.min(self.now_us + SWEEP_US);
+        sink.connected(id);
+    }
+
+    /// Reads once from every connection that was ready when this began.
+    fn receive(&mut self, sink: &mut dyn Sink<B>) -> bool {
+        let count = self.ready.len();
+        for _ in 0..count {
+            let Some(number) = self.ready.pop_front() else { break };
+            let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
+                continue;
+            };
+            connection.in_ready = false;
+            match connection.receive(sink, L::SHORT_BLOCKS) {
+                Received::Empty => {}
+                Received::More => {
+                    connection.in_ready = true;
+                    self.ready.push_back(number);
+                }
+                Received::Closed(CloseReason::Protocol(what)) => self.refuse(number, what, sink),
+                Received::Closed(reason) => self.end(number, reason, sink),
+            }
+        }
+        count > 0
+    }
+
+    /// The peer broke the framing: reports the end now, and tells the peer in good order.
+    fn refuse(&mut self, number: u16, what: &'static str, sink: &mut dyn Sink<B>) {
+        let now_us = self.now_us;
+        let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
+            return;
+        };
+        while let Some(pull) = connection.give_up() {
+            sink.pulled(connection.id, pull.cid, pull.buffer, false);
+        }
+        connection.reported = true;
+        connection.output().push_small(GoAway::new(GoAwayReason::Protocol).as_bytes());
+        connection.finish(now_us);
+        sink.closed(connection.id, CloseReason::Protocol(what));
+        mark(&mut self.ready, &mut connection.in_ready, number);
+        mark(&mut self.dirty, &mut connection.in_dirty, number);
+    }
+
+    /// Forgets a connection, and reports its end if that was not done yet.
+    fn end(&mut self, number: u16, reason: CloseReason, sink: &mut dyn Sink<B>) {
+        let Some(mut connection) = self.slots[usize::from(number)].connection.take() else {
+            return;
+        };
+        self.free.push(number);
+        while let Some(pull) = connection.give_up() {
+            sink.pulled(connection.id, pull.cid, pull.buffer, false);
+        }
+        if !connection.reported {
+            sink.closed(connection.id, connection.reason(reason));
+        }
+        self.ready.retain(|other| *other != number);
+        self.dirty.retain(|other| *other != number);
+    }
+
+    /// Ends the connections whose peer has not moved for too long.
+    fn sweep(&mut self, sink: &mut dyn Sink<B>) {
+        if self.now_us < self.next_sweep_us {
+            return;
+        }
+        for number in 0..self.slots.len() as u16 {
+            let Some(connection) = self.slots[usize::from(number)].connection.as_deref() else {
+                continue;
+            };
+            let bound_us =
+                if connection.is_open() { self.config.stall_us } else { self.config.linger_us };
+            if connection.is_waiting() && self.now_us >= connection.progress_us + bound_us {
+                self.end(number, CloseReason::Lost, sink);
+            }
+        }
+        let any = self.connections() > 0;
+        self.next_sweep_us = if any { self.now_us + SWEEP_US } else { u64::MAX };
+    }
+
+    /// Queues bytes with `queue`; what `send` and `push` have in common.
+    fn queue(&mut self, conn: ConnId, queue: impl FnOnce(&mut Connection<L::Stream, B>) -> bool) {
+        let now_us = self.now_us;
+        let Some(connection) = self.open(conn) else { return };
+        if !connection.is_waiting() {
+            connection.progress_us = now_us;
+        }
+        if !queue(connection) {
+            connection.break_off(CloseReason::Protocol("the peer does not read"));
+            self.report_soon(conn.slot);
+            return;
+        }
+        if connection.writable && !connection.in_dirty {
+            connection.in_dirty = true;
+            self.dirty.push_back(conn.slot);
+        }
+    }
+
+    fn report_soon(&mut self, number: u16) {
+        if let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() {
+            mark(&mut self.ready, &mut connection.in_ready, number);
+        }
+    }
+}
+
+/// Puts a connection into a list once.
+fn mark(list: &mut VecDeque<u16>, listed: &mut bool, number: u16) {
+    if !*listed {
+        *listed = true;
+        list.push_back(number);
+    }
+}
+
+impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
+    type Buffer = B;
+
+    fn poll(&mut self, now_us: u64, sink: &mut dyn Sink<B>) -> bool {
+        self.now_us = now_us;
+        let reported = self.report_ended(sink);
+        let waiting = self.hear();
+        if waiting {
+            self.accept(sink);
+        }
+        let received = self.receive(sink);
+        self.sweep(sink);
+        reported || waiting || received
+    }
+
+    fn send(&mut self, conn: ConnId, pdu: &[u8]) {
+        self.queue(conn, |connection| connection.output().push_small(pdu));
+    }
+
+    fn push(
+        &mut self,
+        conn: ConnId,
+        pdu: &[u8],
+        _remote: RemoteMemory,
+        payloads: &mut dyn Iterator<Item = Payload<B>>,
+    ) {
+        self.queue(conn, |connection| {
+            let queued = connection.output().push_small(pdu);
+            payloads.for_each(|payload| connection.output().push_payload(payload));
+            queued
+        });
+    }
+
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: B) {
+        let length = remote.length as usize;
+        assert!(length <= VALUE_BYTES_MAX, "a pull longer than any value");
+        assert!(length <= buffer.as_ref().len(), "a pull longer than its buffer");
+        let Some(connection) = self.open(conn).filter(|_| length > 0) else {
+            let complete = length == 0 && self.open(conn).is_some();
+            self.ended.push(Ended { conn, cid, buffer, complete });
+            return;
+        };
+        connection.expect(Pull { cid, length, filled: 0, buffer });
+        let transfer = Transfer { cid, offset: 0, length: remote.length };
+        self.send(conn, ReadyToTransfer::new(transfer).as_bytes());
+    }
+
+    fn close(&mut self, conn: ConnId, abort: bool) {
+        let now_us = self.now_us;
+        let Some(connection) = self.slots[usize::from(conn.slot)].connection.as_deref_mut() else {
+            return;
+        };
+        if connection.id != conn {
+            return;
+        }
+        while let Some(Pull { cid, buffer, .. }) = connection.give_up() {
+            self.ended.push(Ended { conn, cid, buffer, complete: false });
+        }
+        connection.finish(now_us);
+        if abort {
+            connection.break_off(CloseReason::Local);
+        }
+        mark(&mut self.ready, &mut connection.in_ready, conn.slot);
+        mark(&mut self.dirty, &mut connection.in_dirty, conn.slot);
+    }
+
+    fn flush(&mut self, now_us: u64) {
+        self.now_us = now_us;
+        for _ in 0..self.dirty.len() {
+            let Some(number) = self.dirty.pop_front() else { break };
+            let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
+                continue;
+            };
+            connection.in_dirty = connection.send(now_us, L::SHORT_BLOCKS);
+            if connection.in_dirty {
+                self.dirty.push_back(number);
+            }
+            if connection.is_broken() {
+                mark(&mut self.ready, &mut connection.in_ready, number);
+            }
+        }
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.slots
+            .iter()
+            .flat_map(|slot| &slot.connection)
+            .all(|connection| connection.is_flushed())
+    }
+
+    fn next_deadline_us(&self) -> Option<u64> {
+        let work = !self.ended.is_empty() || !self.ready.is_empty() || !self.dirty.is_empty();
+        match (work, self.next_sweep_us) {
+            (true, _) => Some(0),
+            (false, u64::MAX) => None,
+            (false, sweep_us) => Some(sweep_us),
+        }
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.wait_fd()
+    }
+}
