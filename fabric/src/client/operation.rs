@@ -1,0 +1,294 @@
+//! What is kept of a command until it has ended: enough to send it, and to send it again.
+//!
+//! Slots are used again with the memory they hold, so that once as many commands have been in
+//! flight as ever will be, a new one allocates nothing. A slot is freed when both sides are done
+//! with it: the caller has its answer, and no connection refers to it any more (a command that
+//! timed out keeps its slot, and its data, until the server has answered or the connection is gone).
+
+use super::request::{Target, Ticket};
+use crate::pdu::{Command, Item, Opcode, Transfer};
+use bytes::Bytes;
+use zerocopy::little_endian::{U32, U64};
+
+/// Index of an operation in [`Operations`].
+pub(super) type OpId = u32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) enum State {
+    #[default]
+    Free,
+    /// In the backlog of its link.
+    Queued,
+    /// In flight on its link under this command identifier.
+    Sent(u16),
+    /// The caller has been answered; the link still holds this identifier.
+    Ended(u16),
+}
+
+/// Which batch a command is a part of.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Part {
+    pub group: u32,
+    /// Which items of the batch, in the order in which they travel.
+    pub indices: Vec<u16>,
+}
+
+#[derive(Debug)]
+pub(super) struct Operation {
+    pub state: State,
+    pub link: u16,
+    pub ticket: Ticket,
+    pub tag: u64,
+    pub opcode: Opcode,
+    pub target: Target,
+    pub namespace: u32,
+    pub offset: u64,
+    /// As it travels in [`Command::data_length`].
+    pub data_length: u32,
+    pub data_crc: u32,
+    pub token: u64,
+    pub deadline_us: u64,
+    /// The key, or the keys of all items one behind the other.
+    pub keys: Vec<u8>,
+    /// Empty: a single command.
+    pub items: Vec<Item>,
+    /// What the client sends: one value, or those of all items.
+    pub values: Vec<Bytes>,
+    /// Bytes of `values` together.
+    pub value_bytes: u32,
+    /// The most bytes of data that an answer may have.
+    pub answer_bytes_max: u32,
+    /// Bytes that R2Ts of this sending have asked for.
+    pub transferred: u32,
+    /// It has been on a connection.
+    pub was_sent: bool,
+    /// How often a reactor has sent it on to another.
+    pub redirects: u8,
+    pub is_part: bool,
+    pub part: Part,
+}
+
+impl Operation {
+    fn new() -> Self {
+        Self {
+            state: State::Free,
+            link: 0,
+            ticket: Ticket(0),
+            tag: 0,
+            opcode: Opcode::Exist,
+            target: Target::Key,
+            namespace: 0,
+            offset: 0,
+            data_length: 0,
+            data_crc: 0,
+            token: 0,
+            deadline_us: 0,
+            keys: Vec::new(),
+            items: Vec::new(),
+            values: Vec::new(),
+            value_bytes: 0,
+            answer_bytes_max: 0,
+            transferred: 0,
+            was_sent: false,
+            redirects: 0,
+            is_part: false,
+            part: Part::default(),
+        }
+    }
+
+    /// May be carried out twice, or is recognised by its token.
+    pub(super) fn can_replay(&self) -> bool {
+        match self.opcode {
+            Opcode::Store
+            | Opcode::Retrieve
+            | Opcode::List
+            | Opcode::Delete
+            | Opcode::Exist
+            | Opcode::Namespaces
+            | Opcode::CheckpointPut
+            | Opcode::CheckpointList
+            | Opcode::CheckpointManifest
+            | Opcode::CheckpointRead
+            | Opcode::Stats => true,
+            Opcode::CheckpointBegin
+            | Opcode::CheckpointReserve
+            | Opcode::CheckpointSeal
+            | Opcode::CheckpointCommit
+            | Opcode::CheckpointAbort
+            | Opcode::CheckpointDelete => false,
+        }
+    }
+
+    /// Bytes of the capsule without its data.
+    pub(super) fn capsule_bytes(&self) -> usize {
+        size_of::<Command>() + size_of_val(self.items.as_slice()) + self.keys.len()
+    }
+
+    /// The command as it travels now; still to be sealed.
+    pub(super) fn command(&self, cid: u16, timeout_us: u32) -> Command {
+        let mut command = Command::new(self.opcode, cid);
+        command.timeout_us = U32::new(timeout_us);
+        command.namespace = U32::new(self.namespace);
+        command.offset = U64::new(self.offset);
+        command.data_length = U32::new(self.data_length);
+        command.token = U64::new(self.token);
+        command.data_crc = U32::new(self.data_crc);
+        command
+    }
+
+    /// Accounts for an R2T; `false` if it asks for what there is not.
+    pub(super) fn transfer(&mut self, transfer: Transfer) -> bool {
+        let end = u64::from(transfer.offset) + u64::from(transfer.length);
+        let total = u64::from(self.transferred) + u64::from(transfer.length);
+        if end.max(total) > u64::from(self.value_bytes) {
+            return false;
+        }
+        self.transferred += transfer.length;
+        true
+    }
+
+    /// The pieces of the values that `transfer` covers.
+    pub(super) fn pieces(&self, transfer: Transfer) -> impl Iterator<Item = Bytes> + '_ {
+        let mut skip = transfer.offset as usize;
+        let mut rest = transfer.length as usize;
+        self.values.iter().filter_map(move |value| {
+            let from = skip.min(value.len());
+            let count = rest.min(value.len() - from);
+            skip -= from;
+            rest -= count;
+            (count > 0).then(|| value.slice(from..from + count))
+        })
+    }
+
+    fn clear(&mut self) {
+        self.state = State::Free;
+        self.keys.clear();
+        self.items.clear();
+        self.values.clear();
+        self.part.indices.clear();
+    }
+}
+
+/// All operations that have not ended on both sides.
+#[derive(Debug, Default)]
+pub(super) struct Operations {
+    slots: Vec<Operation>,
+    free: Vec<OpId>,
+}
+
+impl Operations {
+    /// A free slot, with its variable parts empty.
+    pub(super) fn take(&mut self) -> OpId {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Operation::new());
+            (self.slots.len() - 1) as OpId
+        })
+    }
+
+    pub(super) fn release(&mut self, id: OpId) {
+        self[id].clear();
+        self.free.push(id);
+    }
+
+    pub(super) fn ids(&self) -> std::ops::Range<OpId> {
+        0..self.slots.len() as OpId
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}
+
+impl std::ops::Index<OpId> for Operations {
+    type Output = Operation;
+    fn index(&self, id: OpId) -> &Operation {
+        &self.slots[id as usize]
+    }
+}
+
+impl std::ops::IndexMut<OpId> for Operations {
+    fn index_mut(&mut self, id: OpId) -> &mut Operation {
+        &mut self.slots[id as usize]
+    }
+}
+
+/// Memory that answers are received into, used again when the caller gives it back.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
+}
+
+impl Buffers {
+    /// What is kept for later, in bytes; more than this goes back to the allocator.
+    const SPARE_BYTES_MAX: usize = 256 << 20;
+
+    /// An initialised buffer of `length` bytes; what it holds is whatever was there before.
+    pub(super) fn take(&mut self, length: usize) -> Vec<u8> {
+        if length == 0 {
+            return Vec::new();
+        }
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        self.spare_bytes -= buffer.capacity();
+        buffer.resize(length, 0);
+        buffer
+    }
+
+    /// A buffer that holds a copy of `bytes`.
+    pub(super) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
+        if bytes.is_empty() {
+            return Vec::new();
+        }
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        self.spare_bytes -= buffer.capacity();
+        buffer.clear();
+        buffer.extend_from_slice(bytes);
+        buffer
+    }
+
+    pub(super) fn give(&mut self, buffer: Vec<u8>) {
+        let bytes = buffer.capacity();
+        if bytes > 0 && self.spare_bytes + bytes <= Self::SPARE_BYTES_MAX {
+            self.spare_bytes += bytes;
+            self.spare.push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_exactly_what_an_r2t_asks_for() {
+        let mut ops = Operations::default();
+        let id = ops.take();
+        let values: Vec<Bytes> = vec![
+            Bytes::from_static(b"abc"),
+            Bytes::new(),
+            Bytes::from_static(b"defgh"),
+            Bytes::from_static(b"i"),
+        ];
+        ops[id].value_bytes = 9;
+        ops[id].values = values;
+        for offset in 0..9u32 {
+            for length in 1..=9 - offset {
+                let transfer = Transfer { cid: 0, offset, length };
+                let joined: Vec<u8> = ops[id].pieces(transfer).flatten().collect();
+                assert_eq!(joined, b"abcdefghi"[offset as usize..(offset + length) as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn r2ts_may_not_ask_for_more_than_there_is() {
+        let mut ops = Operations::default();
+        let id = ops.take();
+        ops[id].value_bytes = 10;
+        assert!(!ops[id].transfer(Transfer { cid: 0, offset: 5, length: 6 }));
+        assert!(ops[id].transfer(Transfer { cid: 0, offset: 0, length: 6 }));
+        assert!(!ops[id].transfer(Transfer { cid: 0, offset: 0, length: 6 }));
+        assert!(ops[id].transfer(Transfer { cid: 0, offset: 6, length: 4 }));
+    }
+}

@@ -1,0 +1,236 @@
+//! What a caller asks for, and what it gets back.
+
+use super::Status;
+use crate::pdu::Opcode;
+use bytes::Bytes;
+use std::ops::Range;
+
+/// A namespace's number; [`super::Client::namespace`] finds it by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespaceId(pub u32);
+
+impl NamespaceId {
+    /// The system's own catalog.
+    pub const CATALOG: Self = Self(0);
+    /// The chunks of checkpoints.
+    pub const CHECKPOINT: Self = Self(1);
+}
+
+/// Names one submitted request among all of its pipeline; later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub(super) u64);
+
+/// Which reactor a command goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The one that owns the key.
+    Key,
+    /// This one.
+    Reactor(u16),
+    /// The one that keeps the checkpoint catalog.
+    Catalog,
+}
+
+/// One value of a batch of stores.
+#[derive(Clone, Debug)]
+pub struct StoreItem<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The value.
+    pub data: Bytes,
+}
+
+/// One value, or a range of it, of a batch of retrieves.
+#[derive(Clone, Copy, Debug)]
+pub struct RetrieveItem<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The first byte wanted.
+    pub offset: u64,
+    /// The most bytes wanted. Small, true lengths let many items travel in one command.
+    pub length: u32,
+}
+
+/// One request. It borrows its keys, which [`super::Pipeline::submit`] copies, and owns its data
+/// by reference count, so that data is neither copied nor lost while it may have to be sent again.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    pub(super) opcode: Opcode,
+    pub(super) target: Target,
+    pub(super) namespace: NamespaceId,
+    pub(super) tag: u64,
+    pub(super) timeout_us: u32,
+    pub(super) body: Body<'a>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Body<'a> {
+    One { key: &'a [u8], offset: u64, length: u32, data: Bytes },
+    Store(&'a [StoreItem<'a>]),
+    Retrieve(&'a [RetrieveItem<'a>]),
+    Keys(&'a [&'a [u8]]),
+}
+
+impl<'a> Request<'a> {
+    /// Stores `data` under `key`.
+    #[must_use]
+    pub fn store(namespace: NamespaceId, key: &'a [u8], data: Bytes) -> Self {
+        Self::command(Opcode::Store, Target::Key, namespace, key, data)
+    }
+
+    /// Retrieves at most `length` bytes of a value from `offset` on.
+    #[must_use]
+    pub fn retrieve(namespace: NamespaceId, key: &'a [u8], offset: u64, length: u32) -> Self {
+        Self::command(Opcode::Retrieve, Target::Key, namespace, key, Bytes::new())
+            .range(offset, length)
+    }
+
+    /// Deletes a key; `result` is 1 if it was there.
+    #[must_use]
+    pub fn delete(namespace: NamespaceId, key: &'a [u8]) -> Self {
+        Self::command(Opcode::Delete, Target::Key, namespace, key, Bytes::new())
+    }
+
+    /// Asks whether a key exists; `result` is its value's length.
+    #[must_use]
+    pub fn exist(namespace: NamespaceId, key: &'a [u8]) -> Self {
+        Self::command(Opcode::Exist, Target::Key, namespace, key, Bytes::new())
+    }
+
+    /// Lists keys of one reactor that begin with `prefix`, from `cursor` on (0: the beginning).
+    /// The data is read with [`super::list_entries`]; `result` is the next cursor, 0 at the end.
+    #[must_use]
+    pub fn list(
+        namespace: NamespaceId,
+        reactor: u16,
+        cursor: u64,
+        prefix: &'a [u8],
+        limit_bytes: u32,
+    ) -> Self {
+        Self::command(Opcode::List, Target::Reactor(reactor), namespace, prefix, Bytes::new())
+            .range(cursor, limit_bytes)
+    }
+
+    /// Stores many values; each has its own status.
+    #[must_use]
+    pub fn store_batch(namespace: NamespaceId, items: &'a [StoreItem<'a>]) -> Self {
+        Self::batch(Opcode::Store, namespace, Body::Store(items))
+    }
+
+    /// Retrieves many values or ranges; each has its own status.
+    #[must_use]
+    pub fn retrieve_batch(namespace: NamespaceId, items: &'a [RetrieveItem<'a>]) -> Self {
+        Self::batch(Opcode::Retrieve, namespace, Body::Retrieve(items))
+    }
+
+    /// Deletes many keys; each has its own status.
+    #[must_use]
+    pub fn delete_batch(namespace: NamespaceId, keys: &'a [&'a [u8]]) -> Self {
+        Self::batch(Opcode::Delete, namespace, Body::Keys(keys))
+    }
+
+    /// Asks which of many keys exist; each has its own status.
+    #[must_use]
+    pub fn exist_batch(namespace: NamespaceId, keys: &'a [&'a [u8]]) -> Self {
+        Self::batch(Opcode::Exist, namespace, Body::Keys(keys))
+    }
+
+    /// Any command: for checkpoints, namespaces and counters.
+    #[must_use]
+    pub fn command(
+        opcode: Opcode,
+        target: Target,
+        namespace: NamespaceId,
+        key: &'a [u8],
+        payload: Bytes,
+    ) -> Self {
+        let body = Body::One { key, offset: 0, length: u32::MAX, data: payload };
+        Self { opcode, target, namespace, tag: 0, timeout_us: 0, body }
+    }
+
+    fn batch(opcode: Opcode, namespace: NamespaceId, body: Body<'a>) -> Self {
+        Self { opcode, target: Target::Key, namespace, tag: 0, timeout_us: 0, body }
+    }
+
+    /// Which bytes a single command that reads wants; a batch's items have their own.
+    #[must_use]
+    pub fn range(mut self, first: u64, most: u32) -> Self {
+        if let Body::One { offset, length, .. } = &mut self.body {
+            *offset = first;
+            *length = most;
+        }
+        self
+    }
+
+    /// A number of the caller's that comes back in [`Done::tag`].
+    #[must_use]
+    pub fn with_tag(mut self, tag: u64) -> Self {
+        self.tag = tag;
+        self
+    }
+
+    /// A deadline of its own, in microseconds from now; 0: the client's default.
+    #[must_use]
+    pub fn with_timeout_us(mut self, timeout_us: u32) -> Self {
+        self.timeout_us = timeout_us;
+        self
+    }
+}
+
+/// The end of one request. Hand it to [`super::Pipeline::recycle`] once its data is used up, and
+/// the next answer needs no new memory.
+#[derive(Debug)]
+pub struct Done {
+    /// Which request.
+    pub ticket: Ticket,
+    /// The caller's number for it.
+    pub tag: u64,
+    /// How it ended; for a batch, the status of the first item that did not end well.
+    pub status: Status,
+    /// By opcode: a value's whole length, a cursor, a count (see `PROTOCOL.md`).
+    pub result: u64,
+    /// The data of a single request.
+    pub data: Vec<u8>,
+    /// The items of a batch, in the order in which they were given.
+    pub items: Vec<ItemDone>,
+    pub(super) parts: Vec<Vec<u8>>,
+}
+
+impl Done {
+    pub(super) fn single(ticket: Ticket, tag: u64, status: Status) -> Self {
+        let (data, items, parts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { ticket, tag, status, result: 0, data, items, parts }
+    }
+
+    /// The data of item `index` of a batch.
+    ///
+    /// # Panics
+    /// If the batch has no such item.
+    #[must_use]
+    pub fn item_data(&self, index: usize) -> &[u8] {
+        let item = &self.items[index];
+        self.parts.get(item.part as usize).map_or(&[], |part| &part[item.range()])
+    }
+}
+
+/// The end of one item of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ItemDone {
+    /// How it ended.
+    pub status: Status,
+    /// As [`Done::result`], for this item.
+    pub result: u64,
+    /// Which answer holds its data, and where.
+    pub(super) part: u32,
+    pub(super) start: u32,
+    pub(super) length: u32,
+}
+
+impl ItemDone {
+    pub(super) const PENDING: Self =
+        Self { status: Status::Internal, result: 0, part: u32::MAX, start: 0, length: 0 };
+
+    fn range(&self) -> Range<usize> {
+        self.start as usize..self.start as usize + self.length as usize
+    }
+}
