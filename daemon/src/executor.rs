@@ -11,6 +11,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -95,12 +96,18 @@ impl Ready {
 }
 
 /// A fixed number of slots for futures of one type.
-#[derive(Debug)]
 pub struct Tasks<F> {
     ready: Ready,
     set: u8,
     slots: Vec<Pin<Box<Option<F>>>>,
     free: Vec<usize>,
+}
+
+impl<F> fmt::Debug for Tasks<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let running = self.slots.len() - self.free.len();
+        f.debug_struct("Tasks").field("set", &self.set).field("running", &running).finish()
+    }
 }
 
 impl<F: Future<Output = ()>> Tasks<F> {

@@ -46,6 +46,7 @@ use forebay_fabric::pdu::{KEY_BYTES, VALUE_BYTES_MAX};
 use forebay_fabric::route::shard_of;
 use forebay_nvme::{BLOCK_BYTES, DmaBuf};
 use index::KeyHash;
+use space::SegmentClass;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::cell::Cell;
 use std::future::Future;
@@ -176,7 +177,9 @@ impl Store {
         let mut tasks: Vec<Background> = Vec::new();
         for shard in self.shards() {
             tasks.push(Box::pin(commit::run(shard.clone())));
-            tasks.push(Box::pin(packer::run(shard.clone())));
+            for class in SegmentClass::ALL {
+                tasks.push(Box::pin(packer::run(shard.clone(), class)));
+            }
             tasks.push(Box::pin(upkeep::run(shard.clone())));
             for _ in 0..cleaner::WORKERS {
                 tasks.push(Box::pin(cleaner::work(shard.clone())));

@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Bytes that are packed for one write.
-const BUFFER_BYTES: usize = 16 * BLOCK_BYTES;
+const BUFFER_BYTES: usize = 8 * BLOCK_BYTES;
 
 /// Where a packed value is: its address in units, with a pin on its segment that the value has to
 /// give back.
@@ -31,11 +31,12 @@ struct Waiting {
 struct Pack {
     buffer: DmaBuf,
     used: usize,
-    class: SegmentClass,
     waiting: Vec<Waiting>,
 }
 
-/// The filling buffer of a shard, and the one that is being written.
+/// The filling buffer of one class of a shard, and the one that is being written. Each class has its
+/// own: values of different classes lie in different segments, and the cleaner, who makes space, never
+/// queues behind values that wait for space.
 #[derive(Debug)]
 pub(super) struct Packer {
     filling: Pack,
@@ -57,7 +58,6 @@ impl Packer {
         let [filling, spare] = buffers.map(|buffer| Pack {
             buffer,
             used: 0,
-            class: SegmentClass::Durable,
             waiting: Vec::with_capacity(BUFFER_BYTES / UNIT_BYTES as usize),
         });
         Self {
@@ -69,19 +69,15 @@ impl Packer {
         }
     }
 
-    /// Copies `value` in; `None` if it has to wait for the next buffer. Values of another class do
-    /// not mix into the same blocks.
-    fn push(&mut self, class: SegmentClass, value: &[u8]) -> Option<u32> {
+    /// Copies `value` in; `None` if it has to wait for the next buffer.
+    fn push(&mut self, value: &[u8]) -> Option<u32> {
         let pack = &mut self.filling;
-        if pack.waiting.is_empty() {
-            pack.class = class;
-        }
         let mut offset = pack.used;
         // No value lies across two blocks: one block read fetches it.
         if offset / BLOCK_BYTES != (offset + value.len() - 1) / BLOCK_BYTES {
             offset = offset.next_multiple_of(BLOCK_BYTES);
         }
-        if pack.class != class || offset + value.len() > BUFFER_BYTES {
+        if offset + value.len() > BUFFER_BYTES {
             return None;
         }
         pack.buffer[pack.used..offset].fill(0);
@@ -111,25 +107,26 @@ pub(super) async fn pack(
 ) -> Result<(u64, Pin), Status> {
     let ready = &shard.context.ready;
     let (tickets, room, wakeup) = {
-        let packer = shard.packer.borrow();
+        let packer = shard.packers[class as usize].borrow();
         (packer.tickets.clone(), packer.room.clone(), packer.wakeup.clone())
     };
-    let ticket = room.until(ready, || shard.packer.borrow_mut().push(class, value)).await;
+    let ticket = room.until(ready, || shard.packers[class as usize].borrow_mut().push(value)).await;
     wakeup.wake_all(ready);
     let address = settled(&tickets, ticket, ready).await?;
     Ok((address, Pin::adopt(shard, address)))
 }
 
-/// The packer's task: writes each buffer once everything else that was ready has run.
-pub(super) async fn run(shard: Rc<Shard>) {
+/// The task of a class's packer: writes each buffer once everything else that was ready has run.
+pub(super) async fn run(shard: Rc<Shard>, class: SegmentClass) {
     let ready = shard.context.ready.clone();
-    let wakeup = shard.packer.borrow().wakeup.clone();
+    let packer = &shard.packers[class as usize];
+    let wakeup = packer.borrow().wakeup.clone();
     loop {
-        let mut pack = wakeup.until(&ready, || shard.packer.borrow_mut().take()).await;
+        let mut pack = wakeup.until(&ready, || packer.borrow_mut().take()).await;
         let blocks = pack.used.div_ceil(BLOCK_BYTES);
         pack.buffer[pack.used..blocks * BLOCK_BYTES].fill(0);
-        let (buffer, written) = write(&shard, pack.buffer, blocks as u32, pack.class).await;
-        let mut packer = shard.packer.borrow_mut();
+        let (buffer, written) = write(&shard, pack.buffer, blocks as u32, class).await;
+        let mut packer = packer.borrow_mut();
         for Waiting { ticket, offset } in pack.waiting.drain(..) {
             let outcome = written.as_ref().map_or_else(|status| Err(*status), |pin| {
                 let address = pin.address() + offset as u64 / UNIT_BYTES;

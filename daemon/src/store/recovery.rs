@@ -121,6 +121,7 @@ fn empty_shard(
     let (layout, region) = (pool.layout(), pool.region(id));
     let buffer = |bytes| context.pool.alloc(bytes).ok_or(RecoveryError::Memory { shard: id });
     let pair = |bytes| -> Result<[DmaBuf; 2], _> { Ok([buffer(bytes)?, buffer(bytes)?]) };
+    let packer = || Ok(RefCell::new(Packer::new(pair(Packer::BUFFER_BYTES)?)));
     let batches = pair(BATCH_PAGES * BLOCK_BYTES)?;
     Ok(Shard {
         id,
@@ -135,7 +136,7 @@ fn empty_shard(
         space: RefCell::new(Space::new(layout.segments, layout.segment_blocks)),
         journal: RefCell::new(Journal::new(layout.journal_blocks, 1, 1, batches)),
         commits: RefCell::new(Tickets::default()),
-        packer: RefCell::new(Packer::new(pair(Packer::BUFFER_BYTES)?)),
+        packers: [packer()?, packer()?, packer()?],
         key_log: RefCell::new(KeyLog::default()),
         tokens: RefCell::new(TokenWindow::default()),
         checkpointed: Cell::new(Checkpointed::default()),

@@ -48,7 +48,8 @@ pub struct Shard {
     pub(super) space: RefCell<Space>,
     pub(super) journal: RefCell<Journal>,
     pub(super) commits: RefCell<Tickets<Committed>>,
-    pub(super) packer: RefCell<Packer>,
+    /// By [`super::space::SegmentClass`].
+    pub(super) packers: [RefCell<Packer>; 3],
     pub(super) key_log: RefCell<KeyLog>,
     pub(super) tokens: RefCell<TokenWindow>,
     pub(super) checkpointed: Cell<Checkpointed>,
@@ -141,6 +142,7 @@ impl Shard {
             self.tokens.borrow_mut().note(apply.token, Some(existed));
             self.commits.borrow_mut().settle(apply.ticket, Ok(existed), &self.context.ready);
         }
+        self.wake_space_room();
     }
 
     /// The key now has this value; returns whether it had one. A new key goes to the key log.
@@ -207,6 +209,11 @@ impl Shard {
         }
     }
 
+    /// A pin has ended or a value has gone: whoever waits for space looks again, and with it the cleaner.
+    pub(super) fn wake_space_room(&self) {
+        self.space_room.wake_all(&self.context.ready);
+    }
+
     /// Something that must not fail has failed: nothing is taken any more.
     pub(super) fn fail(&self, what: &str, error: BlockError) {
         if !self.failed.replace(true) {
@@ -267,5 +274,6 @@ impl Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         self.shard.space.borrow_mut().unpin(self.address);
+        self.shard.wake_space_room();
     }
 }

@@ -25,6 +25,11 @@ pub enum SegmentClass {
     Cleaner = 2,
 }
 
+impl SegmentClass {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Durable, Self::Cache, Self::Cleaner];
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Free,
