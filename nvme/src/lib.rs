@@ -9,10 +9,10 @@
 //! that every implementation passes.
 
 pub mod arena;
-//pub mod conformance;
+pub mod conformance;
 pub mod queue;
 pub mod sim;
-//pub mod uring;
+pub mod uring;
 
 pub use arena::{Arena, ArenaError, DmaBuf, Pool, PoolSeed};
 pub use queue::{BlockError, BlockQueue, Completion, Geometry, Operation, Request};

@@ -97,6 +97,18 @@ pub struct Request {
     pub operation: Operation,
 }
 
+impl Request {
+    /// Ends the request: its tag and its buffer go back to whoever submitted it.
+    #[must_use]
+    pub fn end(self, result: Result<(), BlockError>) -> Completion {
+        let buffer = match self.operation {
+            Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => Some(buffer),
+            Operation::Flush | Operation::Discard { .. } => None,
+        };
+        Completion { tag: self.tag, result, buffer }
+    }
+}
+
 /// The end of one request.
 #[derive(Debug)]
 pub struct Completion {

@@ -98,7 +98,7 @@ impl Device {
         queue.in_flight += 1;
         match verdict {
             Ok(()) => queue.staged.push_back(request),
-            Err(error) => queue.ready.push_back(end(request, Err(error))),
+            Err(error) => queue.ready.push_back(request.end(Err(error))),
         }
         Ok(())
     }
@@ -150,11 +150,11 @@ impl Device {
         }
         self.media.crash(writes, faults.atomic_bytes, faults.reordering, &mut rng);
         for (id, request) in events.into_values() {
-            self.queue(id).ready.push_back(end(request, Err(BlockError::Gone)));
+            self.queue(id).ready.push_back(request.end(Err(BlockError::Gone)));
         }
         for queue in self.queues.values_mut() {
             queue.gone = true;
-            let staged = queue.staged.drain(..).map(|request| end(request, Ok(())));
+            let staged = queue.staged.drain(..).map(|request| request.end(Ok(())));
             queue.ready.extend(staged);
             for completion in &mut queue.ready {
                 completion.result = Err(BlockError::Gone);
@@ -206,7 +206,7 @@ impl Device {
                 Ok(())
             }
         };
-        end(request, result)
+        request.end(result)
     }
 
     fn read(&mut self, first: u64, into: &mut [u8]) -> Result<(), BlockError> {
@@ -253,12 +253,4 @@ impl Device {
         self.media.flush();
         Ok(())
     }
-}
-
-fn end(request: Request, result: Result<(), BlockError>) -> Completion {
-    let buffer = match request.operation {
-        Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => Some(buffer),
-        Operation::Flush | Operation::Discard { .. } => None,
-    };
-    Completion { tag: request.tag, result, buffer }
 }
