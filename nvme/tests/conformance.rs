@@ -19,11 +19,15 @@ fn sim(config: SimConfig) {
     );
 }
 
+/// A file in `folder`.
 fn uring(folder: &Path, depth: u32) {
     let folder = tempfile::tempdir_in(folder).expect("a folder");
-    let path = folder.path().join("device");
     let bytes = 2 * BLOCKS_MIN * BLOCK_BYTES as u64;
-    let device = UringDevice::open(&path, Some(bytes)).expect("a file that can be created");
+    let device = UringDevice::open(&folder.path().join("device"), Some(bytes));
+    uring_on(&device.expect("a file that can be created"), depth);
+}
+
+fn uring_on(device: &UringDevice, depth: u32) {
     run(
         &mut || {
             let pool = Arena::on_demand(POOL_BYTES_MIN).expect("address space").pool();
@@ -61,4 +65,12 @@ fn uring_conforms_on_tmpfs() {
 #[test]
 fn uring_conforms_on_a_disk() {
     uring(Path::new(env!("CARGO_TARGET_TMPDIR")), 32);
+}
+
+#[test]
+#[ignore = "destroys what is on the block device that FOREBAY_TEST_BLOCK_DEVICE names"]
+fn uring_conforms_on_a_block_device() {
+    let path = std::env::var_os("FOREBAY_TEST_BLOCK_DEVICE").expect("a device to destroy");
+    let device = UringDevice::open(Path::new(&path), None).expect("a free block device");
+    uring_on(&device, 64);
 }

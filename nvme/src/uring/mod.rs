@@ -172,6 +172,10 @@ impl BlockQueue for UringQueue {
         {
             completions.extend(self.complete(&entry));
         }
+        // What short transfers have left goes out now: the caller may sleep after this.
+        if self.staged > 0 {
+            self.enter();
+        }
         completions.len() - before
     }
 
