@@ -1,4 +1,5 @@
-//! The engine without a daemon: one reactor's store over simulated devices, on a virtual clock.
+//! The engine without a daemon: one reactor's store over simulated devices on a virtual clock, or over real
+//! queues.
 
 use forebay_nvme::sim::SimDevice;
 use forebay_nvme::{Arena, BlockQueue, Pool as Memory};
@@ -35,8 +36,12 @@ pub fn format(
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut id = || rng.u128(..).to_le_bytes();
     let pool = id();
-    let identity =
-        Identity { pool, devices: devices.iter().map(|_| id()).collect(), hash_key: id(), created_s: 1 };
+    let identity = Identity {
+        pool,
+        devices: devices.iter().map(|_| id()).collect(),
+        hash_key: id(),
+        created_s: 1,
+    };
     pool::format(&mut queues(devices), memory, &identity, options).map(drop)
 }
 
@@ -86,9 +91,31 @@ impl Engine {
         memory: &Memory,
         index_bytes: usize,
     ) -> Result<Self, StartError> {
-        let pool = pool::open(&mut queues(devices), memory, 1).map_err(StartError::Open)?;
+        Self::build(devices, || queues(devices), memory, index_bytes)
+    }
+
+    /// The same over real queues, one for each device of the pool; `queues` is asked once to open the
+    /// pool and once for the engine.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn on_queues(
+        queues: impl Fn() -> Vec<Box<dyn BlockQueue>>,
+        memory: &Memory,
+        index_bytes: usize,
+    ) -> Result<Self, StartError> {
+        Self::build(&[], queues, memory, index_bytes)
+    }
+
+    fn build(
+        devices: &[SimDevice],
+        queues: impl Fn() -> Vec<Box<dyn BlockQueue>>,
+        memory: &Memory,
+        index_bytes: usize,
+    ) -> Result<Self, StartError> {
+        let pool = pool::open(&mut queues(), memory, 1).map_err(StartError::Open)?;
         let ready = Ready::new(256);
-        let disk = Disk::new(&ready, queues(devices));
+        let disk = Disk::new(&ready, queues());
         let context = Context::new(&ready, &disk, memory, &Usage::default());
         let mut engine = Self {
             devices: devices.to_vec(),
@@ -149,7 +176,7 @@ impl Engine {
                 self.now_us = next_us.max(self.now_us);
                 true
             }
-            None => waiting && self.disk.in_flight() > 0,
+            None => waiting || self.disk.in_flight() > 0,
         }
     }
 
