@@ -7,6 +7,7 @@
 
 pub mod checkpoint;
 pub mod client;
+pub mod conformance;
 pub mod pdu;
 pub mod route;
 pub mod server;

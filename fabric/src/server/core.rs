@@ -250,7 +250,7 @@ impl Core {
             Status::ShuttingDown
         } else if session.zombies >= u32::from(session.queue_depth) {
             Status::Busy
-        } else if capsule.opcode.is_none_or(|opcode| session.features & needs(opcode) == 0)
+        } else if capsule.opcode.is_none_or(|opcode| needs(opcode) & !session.features != 0)
             || (!capsule.items.is_empty() && session.features & features::BATCH == 0)
         {
             return Some(Status::Unsupported);
@@ -344,7 +344,7 @@ impl Core {
     }
 }
 
-/// The features without which an opcode is not spoken; any one of the bits will do.
+/// The features without which an opcode is not spoken.
 fn needs(opcode: Opcode) -> u64 {
     match opcode {
         Opcode::CheckpointBegin
@@ -363,7 +363,7 @@ fn needs(opcode: Opcode) -> u64 {
         | Opcode::Delete
         | Opcode::Exist
         | Opcode::Namespaces
-        | Opcode::Stats => u64::MAX,
+        | Opcode::Stats => 0,
     }
 }
 

@@ -162,7 +162,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         let Some(number) = self.free.pop() else {
             // A peer that does not even read this much is not told.
             let goaway = GoAway::new(GoAwayReason::Full);
-            let told = stream.write(goaway.as_bytes()).is_ok() && stream.finish().is_ok();
+            let told = stream.write_all(goaway.as_bytes()).is_ok() && stream.finish().is_ok();
             log::debug!("no room for another connection (the peer was told: {told})");
             return;
         };
