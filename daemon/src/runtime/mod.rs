@@ -1,0 +1,439 @@
+//! The daemon as a process: from a configuration to reactors that serve, and back to nothing.
+//!
+//! Guarantees: nothing listens before every shard is recovered; the first SIGTERM or SIGINT (or
+//! `"drain"` on the admin socket) stops taking commands, answers what is in flight within
+//! `drain_timeout_ms` and writes index checkpoints, so that the next start is quick; a second signal
+//! ends the process at once, which loses nothing that was acknowledged. A reactor that fails ends the
+//! daemon with its error.
+//!
+//! The main thread starts the reactors, then sleeps on signals, admin clients and the reactors' news;
+//! it is never on the data path.
+
+pub mod devices;
+pub mod events;
+pub mod thread;
+
+use crate::admin::{Admin, AdminError, Request};
+use crate::catalog::{Entry, Table};
+use crate::mailbox::{self, ReplyTo};
+use crate::reactor::mail::{Address, Notice, Report};
+use crate::reactor::{Clock, Phase};
+use crate::service;
+use crate::signals::Signals;
+use crate::store::{self, Class, Namespace, Usage};
+use crossbeam_channel::{Sender, bounded};
+use devices::{DeviceError, Devices};
+use events::{Event, Events, Inbox};
+use forebay_config::Config;
+use forebay_fabric::pdu::{CAPSULE_BYTES_DEFAULT, Endpoint};
+use forebay_fabric::server::ServerConfig;
+use forebay_fabric::stream::tcp::Tcp;
+use forebay_nvme::{Arena, ArenaError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use thread::{Berth, CATALOG_REACTOR, Order};
+
+/// Commands in flight on one connection.
+const CONNECTION_DEPTH: u16 = 128;
+/// Connections of one listener of one reactor.
+const CONNECTIONS_MAX: u16 = 1024;
+/// The longest deadline of a command, in microseconds.
+const TIMEOUT_MAX_US: u32 = 60_000_000;
+/// How long the admin socket waits for a reactor's report.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why the daemon does not run, or ran into its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The devices, or the pool on them.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The arena.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// A port.
+    #[error("cannot listen on {address}: {source}; write another address in [[listen]]")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A reactor failed.
+    #[error("reactor {reactor}: {error}")]
+    Reactor {
+        /// Which.
+        reactor: u16,
+        /// What it said.
+        error: String,
+    },
+    /// The system gives no descriptor or thread.
+    #[error("the system has no descriptor or thread left: {0}; raise `ulimit -n` and `-u`")]
+    System(#[from] std::io::Error),
+}
+
+impl From<nix::Error> for RunError {
+    fn from(error: nix::Error) -> Self {
+        Self::System(error.into())
+    }
+}
+
+/// Runs the daemon until it is told to end. Called on the main thread, before any other is started.
+///
+/// # Errors
+/// [`RunError`]: one line that says what to do.
+pub fn run(config: &Config) -> Result<(), RunError> {
+    let signals = Signals::block()?;
+    let clock = Clock::start();
+    let admin = Admin::bind(&config.daemon.admin_socket)?;
+    let devices = Devices::open(config, clock.now().unix_s)?;
+    let (events, inbox) = events::channel()?;
+    let pool = devices.pool.clone();
+    let usage = Usage::default();
+    let (addresses, reactors) = start(config, devices, clock, &usage, &events)?;
+    let state = State::default();
+    let mut daemon =
+        Daemon { signals, admin, inbox, addresses, reactors, clock, pool, usage, state };
+    let ended = daemon.serve(config);
+    daemon.join();
+    ended
+}
+
+/// One reactor's thread.
+struct Thread {
+    handle: Option<JoinHandle<()>>,
+    orders: Sender<Order>,
+    phase: Phase,
+}
+
+fn start(
+    config: &Config,
+    devices: Devices,
+    clock: Clock,
+    usage: &Usage,
+    events: &Events,
+) -> Result<(Vec<Address>, Vec<Thread>), RunError> {
+    let daemon = &config.daemon;
+    let count = daemon.cores.len();
+    let memory = Arena::new(daemon.arena_bytes as usize)?.split(count);
+    let (seats, addresses) = mailbox::mesh(count as u16)?;
+    let mut threads = Vec::new();
+    for (((core, memory), seat), reactor) in daemon.cores.iter().zip(memory).zip(seats).zip(0..) {
+        let berth = Berth {
+            reactor,
+            reactors: count as u16,
+            core: *core,
+            media: devices.media.clone(),
+            queue_depth: daemon.queue_depth,
+            memory,
+            pool: devices.pool.clone(),
+            usage: usage.clone(),
+            index_bytes: daemon.index_bytes as usize / count,
+            seat,
+            namespaces: config.namespaces.iter().map(namespace).collect(),
+            idle_after_us: daemon.idle_after_us.into(),
+            clock,
+        };
+        threads.push(spawn(berth, events.clone())?);
+    }
+    Ok((addresses, threads))
+}
+
+fn spawn(berth: Berth, events: Events) -> std::io::Result<Thread> {
+    let (orders, orders_in) = bounded(1);
+    let number = berth.reactor;
+    let handle =
+        std::thread::Builder::new().name(format!("reactor-{number}")).spawn(move || {
+            let mut ending =
+                Ending { reactor: number, events, error: Some("it panicked".to_owned()) };
+            let lived = thread::live(berth, &ending.events, &orders_in);
+            ending.error = lived.err().map(|error| error.to_string());
+        })?;
+    Ok(Thread { handle: Some(handle), orders, phase: Phase::Serving })
+}
+
+/// Tells of the end of a thread, however it ends.
+struct Ending {
+    reactor: u16,
+    events: Events,
+    error: Option<String>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let (reactor, error) = (self.reactor, self.error.take());
+        self.events.send(Event::Ended { reactor, error });
+    }
+}
+
+fn namespace(from: &forebay_config::Namespace) -> Namespace {
+    let forebay_config::Namespace { name, class, quota_bytes, ttl_s } = from.clone();
+    let class = match class {
+        forebay_config::Class::Cache => Class::Cache,
+        forebay_config::Class::Durable => Class::Durable,
+    };
+    Namespace { name, class, quota_bytes, ttl_s }
+}
+
+/// How far the daemon is.
+#[derive(Debug, Default)]
+struct State {
+    listening: Vec<SocketAddr>,
+    table: Table,
+    recovered: usize,
+    keys: usize,
+    ended: usize,
+    /// When it stops waiting for commands in flight.
+    drain_until_us: Option<u64>,
+    stopping: bool,
+}
+
+/// The main thread's view of the daemon.
+struct Daemon {
+    signals: Signals,
+    admin: Admin,
+    inbox: Inbox,
+    addresses: Vec<Address>,
+    reactors: Vec<Thread>,
+    clock: Clock,
+    pool: store::Pool,
+    usage: Usage,
+    state: State,
+}
+
+impl Daemon {
+    fn serve(&mut self, config: &Config) -> Result<(), RunError> {
+        let drain_us = u64::from(config.daemon.drain_timeout_ms) * 1000;
+        while self.state.ended < self.reactors.len() {
+            self.wait()?;
+            for _ in 0..self.signals.take() {
+                self.end(drain_us);
+            }
+            self.inbox.quiet();
+            while let Some(event) = self.inbox.take() {
+                self.hear(event, config)?;
+            }
+            if self.answer_admin() {
+                self.drain(drain_us);
+            }
+            self.stop_if_drained();
+        }
+        log::info!("ended");
+        Ok(())
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&self) -> Result<(), RunError> {
+        let mut fds = vec![
+            PollFd::new(self.signals.wait_fd(), PollFlags::POLLIN),
+            PollFd::new(self.inbox.wait_fd(), PollFlags::POLLIN),
+        ];
+        self.admin.wait_fds(&mut fds);
+        let left_us = match self.state.drain_until_us {
+            Some(until_us) if !self.state.stopping => {
+                Some(until_us.saturating_sub(self.clock.now().us))
+            }
+            _ => None,
+        };
+        let timeout = left_us.map_or(PollTimeout::NONE, |left_us| {
+            PollTimeout::try_from(Duration::from_micros(left_us + 999)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn hear(&mut self, event: Event, config: &Config) -> Result<(), RunError> {
+        match event {
+            Event::Recovered { reactor, keys, table } => {
+                log::debug!("reactor {reactor} has recovered {keys} keys");
+                self.state.recovered += 1;
+                self.state.keys += keys;
+                self.state.table = table.unwrap_or(std::mem::take(&mut self.state.table));
+                if self.state.recovered == self.reactors.len() {
+                    self.listen(config)?;
+                }
+                Ok(())
+            }
+            Event::Phase { reactor, phase } => {
+                self.reactors[usize::from(reactor)].phase = phase;
+                Ok(())
+            }
+            Event::Ended { reactor, error: Some(error) } => {
+                Err(RunError::Reactor { reactor, error })
+            }
+            Event::Ended { .. } => {
+                self.state.ended += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Binds every listener of every reactor, so that each can tell of all, and has them serve.
+    fn listen(&mut self, config: &Config) -> Result<(), RunError> {
+        let count = self.reactors.len() as u16;
+        let mut orders: Vec<Vec<(Tcp, ServerConfig)>> = (0..count).map(|_| Vec::new()).collect();
+        let incarnation = *uuid::Uuid::new_v4().as_bytes();
+        for listen in &config.listeners {
+            let bound = (0..count).map(|reactor| bind(listen.address_of(reactor)));
+            let bound = bound.collect::<Result<Vec<_>, _>>()?;
+            let endpoints = bound.iter().zip(0..);
+            let endpoints = endpoints.map(|((_, address), n)| Endpoint::tcp(n, *address)).collect();
+            let common = self.server_config(config, endpoints, incarnation);
+            for ((tcp, address), reactor) in bound.into_iter().zip(0..) {
+                self.state.listening.push(address);
+                orders[usize::from(reactor)]
+                    .push((tcp, ServerConfig { reactor, ..common.clone() }));
+            }
+        }
+        for (reactor, listeners) in self.reactors.iter().zip(orders) {
+            let order = Order { namespaces: self.state.table.clone(), listeners };
+            if reactor.orders.send(order).is_err() {
+                log::debug!("a reactor has ended already, and says why itself");
+            }
+        }
+        let shown: Vec<_> = self.state.listening.iter().map(ToString::to_string).collect();
+        log::info!("ready: {} with {} keys", shown.join(", "), self.state.keys);
+        Ok(())
+    }
+
+    fn server_config(
+        &self,
+        config: &Config,
+        endpoints: Vec<Endpoint>,
+        incarnation: [u8; 16],
+    ) -> ServerConfig {
+        let reactors = self.reactors.len() as u32;
+        ServerConfig {
+            queue_depth: CONNECTION_DEPTH,
+            capsule_bytes: CAPSULE_BYTES_DEFAULT as u32,
+            keep_alive_ms: config.daemon.keep_alive_ms,
+            timeout_max_us: TIMEOUT_MAX_US,
+            connections_max: CONNECTIONS_MAX,
+            pool: *self.pool.uuid(),
+            incarnation,
+            reactor: 0,
+            catalog_reactor: CATALOG_REACTOR,
+            shard_map: (0..self.pool.shards()).map(|shard| (shard % reactors) as u16).collect(),
+            endpoints,
+        }
+    }
+
+    /// A signal came: the first drains, the second ends everything at once.
+    fn end(&mut self, drain_us: u64) {
+        if self.state.drain_until_us.is_some() {
+            log::warn!("ending at once; what was acknowledged is on media");
+            std::process::exit(1);
+        }
+        self.drain(drain_us);
+    }
+
+    fn drain(&mut self, drain_us: u64) {
+        if self.state.drain_until_us.is_some() {
+            return;
+        }
+        log::info!("draining");
+        self.state.drain_until_us = Some(self.clock.now().us + drain_us);
+        if self.state.listening.is_empty() {
+            // Nobody is served yet: nothing to wait for. Without an order, the threads end.
+            self.stop();
+        } else {
+            self.tell(&Notice::Drain);
+        }
+    }
+
+    fn stop_if_drained(&mut self) {
+        let Some(until_us) = self.state.drain_until_us else { return };
+        if self.state.stopping {
+            return;
+        }
+        let busy = self.reactors.iter().filter(|reactor| reactor.phase < Phase::Drained).count();
+        let late = self.clock.now().us >= until_us;
+        if late && busy > 0 {
+            log::warn!("{busy} reactor(s) did not drain in time; ending without index checkpoints");
+        }
+        if late || busy == 0 {
+            self.stop();
+        }
+    }
+
+    fn stop(&mut self) {
+        self.state.stopping = true;
+        self.tell(&Notice::Stop);
+        for reactor in &mut self.reactors {
+            // A thread that still waits for its order learns that none will come.
+            reactor.orders = bounded(0).0;
+        }
+    }
+
+    fn tell(&self, notice: &Notice) {
+        for address in &self.addresses {
+            if !address.notify(notice.clone()) {
+                log::debug!("a reactor has ended already");
+            }
+        }
+    }
+
+    /// Answers the admin clients; `true` if one of them wants the daemon to drain.
+    fn answer_admin(&mut self) -> bool {
+        let Self { admin, addresses, clock, pool, usage, state, .. } = self;
+        let mut drain = false;
+        admin.serve(|request| match request {
+            Request::Status => status(addresses, *clock, pool, state),
+            Request::Namespaces => namespaces(&state.table, usage),
+            Request::Drain => {
+                drain = true;
+                json!({ "draining": true })
+            }
+        });
+        drain
+    }
+
+    fn join(&mut self) {
+        for (number, reactor) in self.reactors.iter_mut().enumerate() {
+            let Some(handle) = reactor.handle.take() else { continue };
+            // After an error the others are still serving: the process ends without them.
+            if handle.is_finished() && handle.join().is_err() {
+                log::error!("reactor {number} panicked");
+            }
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<(Tcp, SocketAddr), RunError> {
+    let failed = |source| RunError::Listen { address, source };
+    let tcp = Tcp::bind(address).map_err(failed)?;
+    let address = tcp.local_addr().map_err(failed)?;
+    Ok((tcp, address))
+}
+
+fn status(addresses: &[Address], clock: Clock, pool: &store::Pool, state: &State) -> Value {
+    let (reply_to, replies) = ReplyTo::new(addresses.len());
+    let notice = Notice::Report(reply_to);
+    let asked = addresses.iter().filter(|address| address.notify(notice.clone())).count();
+    drop(notice);
+    let reports = (0..asked).map_while(|_| replies.recv_timeout(REPORT_TIMEOUT).ok());
+    let mut reports: Vec<Report> = reports.collect();
+    reports.sort_by_key(|report| report.reactor);
+    let draining = state.drain_until_us.is_some();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pool": uuid::Uuid::from_bytes(*pool.uuid()).to_string(),
+        "uptime_s": clock.now().us / 1_000_000,
+        "phase": if draining { "draining" } else { "serving" },
+        "addresses": state.listening.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "reactors": reports.into_iter().map(|report| report.json).collect::<Vec<_>>(),
+    })
+}
+
+fn namespaces(table: &Table, usage: &Usage) -> Value {
+    let one = |entry: &Entry| service::namespace(entry, usage.bytes(entry.number as u16));
+    table.entries().iter().map(one).collect()
+}

@@ -1,0 +1,122 @@
+//! The service: what joins the fabric to the store, one command at a time.
+//!
+//! [`Door`] is where the fabric's server knocks: it copies a command into a slot of [`slots`] and
+//! starts its task. [`serve`] carries out single commands, [`batch`] batches, [`control`] what is not
+//! on the data path, [`chunks`] is the storage of the checkpoint service. What a task makes goes out
+//! through the [`Context`]'s outgoing queue at the end of the tick.
+//!
+//! Guarantees: a command allocates nothing (its slot, its task and its memory are there before it
+//! comes) except on the control path; one that cannot be taken is answered `Busy` at once.
+
+mod batch;
+mod chunks;
+mod context;
+mod control;
+mod local;
+mod memory;
+mod report;
+mod serve;
+mod slots;
+
+pub use chunks::Chunks;
+pub use context::{Context, Outgoing, Setup};
+pub use control::{checkpoint_sweep, checkpoint_upkeep};
+pub use local::answer;
+pub use report::namespace;
+pub use slots::{Origin, SlotIndex};
+
+use crate::executor::{TaskId, Tasks};
+use forebay_fabric::Status;
+use forebay_fabric::pdu::Capsule;
+use forebay_fabric::server::{RequestId, Service};
+use forebay_nvme::DmaBuf;
+use std::future::Future;
+use std::rc::Rc;
+
+/// The set of the tasks that carry out commands.
+const COMMAND_SET: u8 = 0;
+
+/// The running commands of one reactor. Hides the name of their future's type, which has none.
+pub trait Commands {
+    /// Starts the command in slot `at`.
+    fn start(&mut self, at: SlotIndex);
+
+    /// Polls `task`, if it is one of these.
+    fn run(&mut self, task: TaskId);
+}
+
+struct CommandTasks<F, S> {
+    tasks: Tasks<F>,
+    serve: S,
+}
+
+impl<F: Future<Output = ()>, S: Fn(SlotIndex) -> F> Commands for CommandTasks<F, S> {
+    fn start(&mut self, at: SlotIndex) {
+        let started = self.tasks.spawn((self.serve)(at));
+        assert!(started, "there are as many tasks as slots");
+    }
+
+    fn run(&mut self, task: TaskId) {
+        let ours = self.tasks.run(task);
+        assert!(ours, "a task of a set that does not exist");
+    }
+}
+
+/// Room for a task for each of the slots of `cx`.
+#[must_use]
+pub fn commands(cx: &Rc<Context>) -> Box<dyn Commands> {
+    let tasks = Tasks::new(&cx.ready, COMMAND_SET, cx.slots.count());
+    let cx = cx.clone();
+    Box::new(CommandTasks { tasks, serve: move |at| serve::serve(cx.clone(), at) })
+}
+
+/// Where one listener's server brings its commands.
+pub struct Door<'a> {
+    /// What commands share.
+    pub cx: &'a Context,
+    /// Those that run.
+    pub commands: &'a mut dyn Commands,
+    /// The listener's number.
+    pub listener: u8,
+}
+
+impl std::fmt::Debug for Door<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Door").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+impl Door<'_> {
+    fn origin(&self, id: RequestId) -> Origin {
+        Origin { listener: self.listener, id }
+    }
+}
+
+impl Service<DmaBuf> for Door<'_> {
+    fn request(&mut self, id: RequestId, capsule: &Capsule<'_>, deadline_us: u64) {
+        let cx = self.cx;
+        cx.counters.command(capsule.command.opcode);
+        let origin = self.origin(id);
+        let Some(opcode) = capsule.opcode else {
+            return cx.refuse(origin, Status::Unsupported);
+        };
+        let alloc = |bytes| cx.memory.pool().alloc(bytes);
+        match cx.slots.take(origin, opcode, capsule, deadline_us, alloc) {
+            Ok(at) => self.commands.start(at),
+            Err(status) => cx.refuse(origin, status),
+        }
+    }
+
+    fn pulled(&mut self, id: RequestId, buffer: DmaBuf, complete: bool) {
+        let at = self.cx.slots.find(self.origin(id));
+        let at = at.expect("a command stays in its slot until its data has come or gone");
+        self.cx.slots.pulled(at, buffer, complete);
+    }
+
+    fn abandoned(&mut self, id: RequestId, why: Status) {
+        log::debug!("a command was abandoned: {why}");
+        if let Some(at) = self.cx.slots.find(self.origin(id)) {
+            self.cx.slots.at(at).borrow_mut().abandoned = true;
+        }
+    }
+}

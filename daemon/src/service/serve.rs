@@ -1,0 +1,175 @@
+//! One command from its slot to its reply: the story of a request in the daemon.
+//!
+//! Guarantees: every command ends in exactly one reply, and its slot is free after it; no task holds
+//! a borrow of anything shared while it waits; what a client asks beyond its limits is answered with
+//! a status before memory is taken for it.
+
+use super::context::Context;
+use super::slots::SlotIndex;
+use super::{batch, control};
+use crate::store::StoreRequest;
+use crate::store::namespace::{CHUNKS, FIRST_USER};
+use forebay_fabric::Status;
+use forebay_fabric::pdu::{KEY_BYTES, Opcode, VALUE_BYTES_MAX, command_flags, crc32c};
+use forebay_fabric::server::Reply;
+use forebay_fabric::transport::Payload;
+use forebay_nvme::DmaBuf;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Why a command is not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reply's status.
+    pub status: Status,
+    /// The reply's result.
+    pub result: u64,
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self { status, result: 0 }
+    }
+}
+
+/// A reply with the bytes `range` of `buffer`.
+#[must_use]
+pub(super) fn with_data(
+    buffer: DmaBuf,
+    range: Range<usize>,
+    crc: u32,
+    result: u64,
+) -> Reply<DmaBuf> {
+    let payload = (!range.is_empty()).then_some(Payload { buffer, range });
+    Reply { status: Status::Ok, result, flags: 0, data_crc: crc, payload }
+}
+
+/// Carries out the command in slot `at` and replies.
+pub(super) async fn serve(cx: Rc<Context>, at: SlotIndex) {
+    let words = cx.slots.at(at).borrow_mut().take_words();
+    let refused = |refusal: Refusal| Reply::status(refusal.status, refusal.result);
+    match words {
+        None => cx.finish(at, carry_out(&cx, at).await.unwrap_or_else(refused)),
+        Some(words) => match batch::serve(&cx, at, &words).await {
+            Ok((reply, parts)) => cx.finish_parts(at, reply, parts),
+            Err(refusal) => cx.finish(at, refused(refusal)),
+        },
+    }
+}
+
+async fn carry_out(cx: &Rc<Context>, at: SlotIndex) -> Result<Reply<DmaBuf>, Refusal> {
+    let (opcode, namespace) = {
+        let slot = cx.slots.at(at).borrow();
+        (slot.opcode, slot.namespace())
+    };
+    match opcode {
+        Opcode::Store => store(cx, at, user(namespace)?).await,
+        Opcode::Retrieve => retrieve(cx, at, user(namespace)?).await,
+        Opcode::Delete => delete(cx, at, user(namespace)?).await,
+        Opcode::Exist => exist(cx, at, user(namespace)?),
+        Opcode::List => list(cx, at, user(namespace)?).await,
+        Opcode::CheckpointPut => control::put(cx, at).await,
+        Opcode::CheckpointRead => {
+            control::check_chunk(&cx.slots.lend_key(at))?;
+            retrieve(cx, at, CHUNKS).await
+        }
+        // Rare and large: boxed, so that they do not make every task as large as they are.
+        _ => Box::pin(control::serve(cx, at, opcode)).await,
+    }
+}
+
+/// The system's namespaces are reached by its own commands only.
+pub(super) fn user(namespace: u32) -> Result<u32, Status> {
+    if namespace < FIRST_USER { Err(Status::NoNamespace) } else { Ok(namespace) }
+}
+
+pub(super) fn check_key(key: &[u8]) -> Result<(), Status> {
+    if KEY_BYTES.contains(&key.len()) { Ok(()) } else { Err(Status::KeyLength) }
+}
+
+pub(super) async fn store(
+    cx: &Rc<Context>,
+    at: SlotIndex,
+    namespace: u32,
+) -> Result<Reply<DmaBuf>, Refusal> {
+    let key = cx.slots.lend_key(at);
+    cx.check(namespace, &key)?;
+    let value = client_data(cx, at).await?;
+    let (length, crc, token) = {
+        let command = &cx.slots.at(at).borrow().command;
+        (command.data_length.get(), command.data_crc.get(), command.token.get())
+    };
+    let request = StoreRequest { namespace, key: &key, value, length, crc, token };
+    cx.store.start_store(request)?.finish().await?;
+    cx.counters.bytes_stored.add(length.into());
+    Ok(Reply::status(Status::Ok, 0))
+}
+
+/// The data of a command that carries any: from the capsule, or brought from the client now.
+pub(super) async fn client_data(cx: &Rc<Context>, at: SlotIndex) -> Result<DmaBuf, Refusal> {
+    let (length, in_capsule, deadline_us) = {
+        let slot = cx.slots.at(at).borrow();
+        let in_capsule = slot.command.opflags & command_flags::IN_CAPSULE != 0;
+        (slot.command.data_length.get() as usize, in_capsule, slot.deadline_us)
+    };
+    if length > VALUE_BYTES_MAX {
+        return Err(Status::ValueLength.into());
+    }
+    if in_capsule {
+        return Ok(cx.slots.take_data(at).ok_or(Status::Internal)?);
+    }
+    let buffer = cx.memory.alloc(length, deadline_us).await?;
+    if cx.slots.at(at).borrow().abandoned {
+        return Err(Status::Cancelled.into());
+    }
+    if length == 0 {
+        return Ok(buffer);
+    }
+    cx.pull(at, buffer);
+    let data = cx.slots.wait_pulled(at).await?;
+    if cx.slots.at(at).borrow().abandoned { Err(Status::Cancelled.into()) } else { Ok(data) }
+}
+
+async fn retrieve(
+    cx: &Rc<Context>,
+    at: SlotIndex,
+    namespace: u32,
+) -> Result<Reply<DmaBuf>, Refusal> {
+    let key = cx.slots.lend_key(at);
+    cx.check(namespace, &key)?;
+    let (offset, length) = {
+        let command = &cx.slots.at(at).borrow().command;
+        (command.offset.get(), command.data_length.get())
+    };
+    let fragment = cx.store.start_retrieve(namespace, &key, offset, length)?.finish().await?;
+    cx.counters.bytes_retrieved.add(fragment.range.len() as u64);
+    let result = fragment.value_length.into();
+    Ok(with_data(fragment.buffer, fragment.range, fragment.crc, result))
+}
+
+async fn delete(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {
+    let key = cx.slots.lend_key(at);
+    cx.check(namespace, &key)?;
+    let token = cx.slots.at(at).borrow().command.token.get();
+    let was_there = cx.store.start_delete(namespace, &key, token)?.finish().await?;
+    Ok(Reply::status(Status::Ok, was_there.into()))
+}
+
+fn exist(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {
+    let key = cx.slots.lend_key(at);
+    cx.check(namespace, &key)?;
+    Ok(Reply::status(Status::Ok, cx.store.exist(namespace, &key)?.into()))
+}
+
+async fn list(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {
+    let prefix = cx.slots.lend_key(at);
+    let (cursor, most) = {
+        let command = &cx.slots.at(at).borrow().command;
+        (command.offset.get(), command.data_length.get() as usize)
+    };
+    let most = most.min(VALUE_BYTES_MAX);
+    // Rare and large: boxed, so that it does not make every task as large as it is.
+    let listed = Box::pin(cx.store.list(namespace, cursor, &prefix, most)).await?;
+    let crc = crc32c(&listed.buffer.as_ref()[..listed.bytes]);
+    Ok(with_data(listed.buffer, 0..listed.bytes, crc, listed.cursor))
+}

@@ -1,0 +1,40 @@
+//! SIGTERM and SIGINT as a descriptor, so that nothing runs in a signal handler.
+//!
+//! What would break it: a thread that was started before [`Signals::block`]: it would still die of
+//! the signals, and the process with it.
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// The signals that ask the daemon to end.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks SIGTERM and SIGINT in this thread, and in all that it will start, and collects them.
+    /// SIGPIPE is ignored (Rust's start-up does that), SIGHUP ends the process as ever.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn block() -> nix::Result<Self> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGTERM);
+        mask.add(Signal::SIGINT);
+        mask.thread_block()?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        Ok(Self(SignalFd::with_flags(&mask, flags)?))
+    }
+
+    /// How many arrived since the last call.
+    #[must_use]
+    pub fn take(&self) -> usize {
+        std::iter::from_fn(|| self.0.read_signal().ok().flatten()).count()
+    }
+
+    /// Turns readable when one arrives.
+    #[must_use]
+    pub fn wait_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
