@@ -6,9 +6,9 @@
 
 use super::error::LinkError;
 use super::link::{Answer, item_results};
-use super::operation::{Buffers, OpId, State};
+use super::operation::{Buffers, OpId, State, writes};
 use super::request::{Body, Done, ItemDone, NamespaceId, Request, Target, Ticket};
-use super::router::{Router, writes};
+use super::router::Router;
 use crate::Status;
 use crate::pdu::{Command, ITEMS_MAX, Item, ItemResult, Opcode, Welcome, crc32c, features};
 use bytes::Bytes;

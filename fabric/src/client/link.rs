@@ -17,9 +17,9 @@ use super::receive::{Incoming, Receiver};
 use super::send::SendQueue;
 use crate::Status;
 use crate::pdu::{
-    Auth, CAPSULE_BYTES_MIN, Cancel, Command, CommonHeader, Data, DecodeError, GoAway, GoAwayReason, Hello,
-    ItemResult, Offer, Outcome, PduType, Ping, QUEUE_DEPTH_MAX, ReadyToTransfer, Response, VERSION,
-    Welcome, crc32c, response_flags,
+    Auth, CAPSULE_BYTES_MIN, Cancel, Command, CommonHeader, Data, DecodeError, GoAway,
+    GoAwayReason, Hello, ItemResult, Offer, Outcome, PduType, Ping, QUEUE_DEPTH_MAX,
+    ReadyToTransfer, Response, VERSION, Welcome, crc32c, response_flags,
 };
 use bytes::Bytes;
 use std::io::{self, Read, Write};
@@ -388,7 +388,9 @@ impl Link {
         if welcome.version != VERSION {
             return Err(LinkError::Version(welcome.version));
         }
-        if welcome.queue_depth > QUEUE_DEPTH_MAX || (welcome.capsule_bytes as usize) < CAPSULE_BYTES_MIN {
+        if welcome.queue_depth > QUEUE_DEPTH_MAX
+            || (welcome.capsule_bytes as usize) < CAPSULE_BYTES_MIN
+        {
             return Err(LinkError::Protocol("queue depth or capsule size"));
         }
         self.depth = welcome.queue_depth.min(self.settings.offer.queue_depth);

@@ -5,8 +5,9 @@
 //! with it: the caller has its answer, and no connection refers to it any more (a command that
 //! timed out keeps its slot, and its data, until the server has answered or the connection is gone).
 
-use super::request::{Target, Ticket};
-use crate::pdu::{Command, Item, Opcode, Transfer};
+use super::batch::Limits;
+use super::request::{NamespaceId, Target, Ticket};
+use crate::pdu::{Command, Item, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
 use bytes::Bytes;
 use zerocopy::little_endian::{U32, U64};
 
@@ -96,6 +97,29 @@ impl Operation {
         }
     }
 
+    /// Common to all operations that begin; what varies in size is empty.
+    pub(super) fn begin(
+        &mut self,
+        opcode: Opcode,
+        target: Target,
+        namespace: NamespaceId,
+        deadline_us: u64,
+    ) {
+        (self.opcode, self.target, self.namespace) = (opcode, target, namespace.0);
+        self.deadline_us = deadline_us;
+        (self.offset, self.data_length, self.data_crc, self.token) = (0, 0, 0, 0);
+        (self.value_bytes, self.answer_bytes_max) = (0, 0);
+        (self.was_sent, self.redirects, self.is_part) = (false, 0, false);
+    }
+
+    pub(super) fn set_value(&mut self, data: Bytes) {
+        if !data.is_empty() {
+            self.value_bytes = data.len() as u32;
+            self.data_crc = crc32c(&data);
+            self.values.push(data);
+        }
+    }
+
     /// May be carried out twice, or is recognised by its token.
     pub(super) fn can_replay(&self) -> bool {
         match self.opcode {
@@ -169,6 +193,46 @@ impl Operation {
     }
 }
 
+/// Bytes of data that a command sends or asks for.
+pub(super) struct Sizes {
+    pub data_length: u32,
+    pub answer_bytes_max: u32,
+}
+
+impl Sizes {
+    pub(super) fn of(opcode: Opcode, sent_bytes: u32, asked_bytes: u32, limits: &Limits) -> Self {
+        let asked_bytes = asked_bytes.min(limits.value_bytes_max);
+        let (data_length, answer_bytes_max) = match opcode {
+            Opcode::Store | Opcode::Delete | Opcode::Exist => (sent_bytes, 0),
+            _ if sent_bytes > 0 => (sent_bytes, VALUE_BYTES_MAX as u32),
+            Opcode::Retrieve
+            | Opcode::List
+            | Opcode::Namespaces
+            | Opcode::Stats
+            | Opcode::CheckpointList
+            | Opcode::CheckpointManifest
+            | Opcode::CheckpointRead => (asked_bytes, asked_bytes),
+            _ => (0, VALUE_BYTES_MAX as u32),
+        };
+        Self { data_length, answer_bytes_max }
+    }
+}
+
+/// The command changes something, so that its replay has to be recognised.
+pub(super) fn writes(opcode: Opcode) -> bool {
+    !matches!(
+        opcode,
+        Opcode::Retrieve
+            | Opcode::List
+            | Opcode::Exist
+            | Opcode::Namespaces
+            | Opcode::Stats
+            | Opcode::CheckpointList
+            | Opcode::CheckpointManifest
+            | Opcode::CheckpointRead
+    )
+}
+
 /// All operations that have not ended on both sides.
 #[derive(Debug, Default)]
 pub(super) struct Operations {
@@ -193,11 +257,6 @@ impl Operations {
     pub(super) fn ids(&self) -> std::ops::Range<OpId> {
         0..self.slots.len() as OpId
     }
-
-    #[cfg(test)]
-    pub(super) fn in_use(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
 }
 
 impl std::ops::Index<OpId> for Operations {
@@ -218,6 +277,8 @@ impl std::ops::IndexMut<OpId> for Operations {
 pub(super) struct Buffers {
     spare: Vec<Vec<u8>>,
     spare_bytes: usize,
+    /// Buffers that had to be made or enlarged.
+    pub fresh: u64,
 }
 
 impl Buffers {
@@ -226,24 +287,26 @@ impl Buffers {
 
     /// An initialised buffer of `length` bytes; what it holds is whatever was there before.
     pub(super) fn take(&mut self, length: usize) -> Vec<u8> {
-        if length == 0 {
-            return Vec::new();
-        }
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        self.spare_bytes -= buffer.capacity();
+        let mut buffer = self.spare(length);
         buffer.resize(length, 0);
         buffer
     }
 
     /// A buffer that holds a copy of `bytes`.
     pub(super) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
-        if bytes.is_empty() {
-            return Vec::new();
-        }
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        self.spare_bytes -= buffer.capacity();
+        let mut buffer = self.spare(bytes.len());
         buffer.clear();
         buffer.extend_from_slice(bytes);
+        buffer
+    }
+
+    fn spare(&mut self, length: usize) -> Vec<u8> {
+        if length == 0 {
+            return Vec::new();
+        }
+        let buffer = self.spare.pop().unwrap_or_default();
+        self.spare_bytes -= buffer.capacity();
+        self.fresh += u64::from(buffer.capacity() < length);
         buffer
     }
 

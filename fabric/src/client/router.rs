@@ -12,27 +12,26 @@
 //! | deadline passed                       | `Timeout`, and a CANCEL     | the same                |
 //! | deadline passed while disconnected    | `Disconnected` if ever sent, else `Timeout` | the same |
 
+mod connections;
+
+pub(super) use connections::{Peer, Rewired};
+
 use super::ClientConfig;
 use super::batch::{Groups, Limits};
 use super::error::{ClientError, LinkError};
-use super::link::{Answer, Context, Link, Settings};
-use super::operation::{Buffers, OpId, Operation, Operations, State};
-use super::request::{Body, Done, NamespaceId, Request, Target, Ticket};
+use super::link::{Answer, Context, Settings};
+use super::operation::{Buffers, OpId, Operations, Sizes, State, writes};
+use super::request::{Body, Done, Request, Target, Ticket};
 use crate::Status;
 use crate::pdu::{
-    CAPSULE_BYTES_MAX, CAPSULE_BYTES_MIN, KEY_BYTES, Offer, Opcode, QUEUE_DEPTH_MAX, VALUE_BYTES_MAX, VERSION,
-    Welcome, crc32c, features,
+    CAPSULE_BYTES_MAX, CAPSULE_BYTES_MIN, KEY_BYTES, Offer, Opcode, QUEUE_DEPTH_MAX, VERSION,
+    Welcome, features,
 };
 use crate::route::shard_of;
-use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
-/// The first pause before connecting again, in microseconds; it doubles with every failure.
-const BACKOFF_FIRST_US: u64 = 10_000;
-/// The longest pause, in microseconds.
-const BACKOFF_LONGEST_US: u64 = 1_000_000;
 /// How long a link sends nothing after the server was busy, in microseconds.
 const BUSY_PAUSE_US: u64 = 1_000;
 /// How often one command follows a redirection.
@@ -55,51 +54,12 @@ pub struct ClientCounters {
     pub retries: u64,
     /// Commands that ended at their deadline.
     pub timeouts: u64,
+    /// Receive buffers that had to be made or enlarged; stands still when each [`Done`] is recycled.
+    pub fresh_buffers: u64,
     /// Bytes handed to the network.
     pub sent_bytes: u64,
     /// Bytes that came from the network.
     pub received_bytes: u64,
-}
-
-/// The link to one reactor, and what waits for it.
-#[derive(Debug)]
-pub(super) struct Peer {
-    pub link: Link,
-    address: SocketAddr,
-    pub backlog: VecDeque<OpId>,
-    /// Failures since the link was last up.
-    failures: u32,
-    retry_at_us: u64,
-    /// The server was busy: nothing is sent before this.
-    resume_at_us: u64,
-    /// Where the last connection was, and why it ended.
-    error: Option<(SocketAddr, LinkError)>,
-}
-
-impl Peer {
-    fn new(address: SocketAddr, settings: &Settings) -> Self {
-        Self {
-            link: Link::new(settings.clone()),
-            address,
-            backlog: VecDeque::with_capacity(usize::from(settings.offer.queue_depth)),
-            failures: 0,
-            retry_at_us: 0,
-            resume_at_us: 0,
-            error: None,
-        }
-    }
-
-    pub(super) fn has_room(&self) -> bool {
-        self.link.in_flight() + self.backlog.len() < self.link.depth()
-    }
-}
-
-/// The links were made anew: the stream of link `from` now is that of link `to`; all others are gone.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rewired {
-    pub from: usize,
-    pub to: usize,
-    pub links: usize,
 }
 
 #[derive(Debug)]
@@ -137,7 +97,9 @@ impl Router {
             features: features::ALL,
             client_id: rng.u128(..).to_le_bytes(),
             queue_depth: config.queue_depth.clamp(1, QUEUE_DEPTH_MAX),
-            capsule_bytes: config.capsule_bytes.clamp(CAPSULE_BYTES_MIN as u32, CAPSULE_BYTES_MAX as u32),
+            capsule_bytes: config
+                .capsule_bytes
+                .clamp(CAPSULE_BYTES_MIN as u32, CAPSULE_BYTES_MAX as u32),
             keep_alive_ms: config.keep_alive_ms,
         };
         let settings = Settings {
@@ -173,7 +135,7 @@ impl Router {
     }
 
     pub(super) fn counters(&self) -> ClientCounters {
-        self.counters
+        ClientCounters { fresh_buffers: self.buffers.fresh, ..self.counters }
     }
 
     /// Requests whose [`Done`] has not been taken.
@@ -285,34 +247,6 @@ impl Router {
     }
 
     // ---- one link's turn --------------------------------------------------------------------
-
-    /// The address that link `index` should be connected to now, if it should.
-    pub(super) fn wants_connection(&self, index: usize, now_us: u64) -> Option<SocketAddr> {
-        let peer = &self.peers[index];
-        if !peer.link.is_closed() || now_us < peer.retry_at_us || self.fatal.is_some() {
-            return None;
-        }
-        Some(self.address(index))
-    }
-
-    /// The reactor's own address, and every other time after repeated failure one of those that
-    /// were configured: the server may have moved.
-    fn address(&self, index: usize) -> SocketAddr {
-        let peer = &self.peers[index];
-        let failures = peer.failures as usize;
-        let known = &self.config.addresses;
-        if self.welcome.is_none() {
-            known[failures % known.len()]
-        } else if failures >= 2 && failures.is_multiple_of(2) {
-            known[failures / 2 % known.len()]
-        } else {
-            peer.address
-        }
-    }
-
-    pub(super) fn opened(&mut self, index: usize, now_us: u64) {
-        self.peers[index].link.open(now_us);
-    }
 
     /// Sends what there is to send, with one write. `true` if anything left.
     pub(super) fn write<W: Write>(&mut self, index: usize, stream: &mut W, now_us: u64) -> bool {
@@ -447,122 +381,6 @@ impl Router {
         self.finished.push_back(done);
     }
 
-    // ---- connections ------------------------------------------------------------------------
-
-    /// After a HELLO_ACK: is this the server, and the reactor, that was meant?
-    fn greet(&mut self, index: usize) -> Result<(), LinkError> {
-        let Some(welcome) = self.peers[index].link.take_welcome() else { return Ok(()) };
-        if let Some(known) = &self.welcome {
-            if known.pool != welcome.pool {
-                return Err(LinkError::OtherPool {
-                    expected: hexadecimal(&known.pool),
-                    found: hexadecimal(&welcome.pool),
-                });
-            }
-            if is_same_house(known, &welcome) {
-                let meant = usize::from(welcome.reactor) == index;
-                return if meant { Ok(()) } else { Err(LinkError::OtherReactor) };
-            }
-            log::info!("the server's reactors or shard map have changed: connecting anew");
-        }
-        self.adopt(index, welcome);
-        Ok(())
-    }
-
-    /// Makes the links that `welcome` asks for; the link it came on is kept, all others are lost.
-    fn adopt(&mut self, from: usize, welcome: Box<Welcome>) {
-        let reached = self.address(from).ip();
-        let to = usize::from(welcome.reactor);
-        self.limits = Limits::of(&welcome);
-        let settings = &self.settings;
-        let addresses = welcome.endpoints.iter().map(|endpoint| endpoint.socket_address(reached));
-        let peers = addresses.map(|address| Peer::new(address, settings)).collect();
-        let mut old = std::mem::replace(&mut self.peers, peers);
-        self.welcome = Some(welcome);
-        std::mem::swap(&mut self.peers[to].link, &mut old[from].link);
-        self.rewired = Some(Rewired { from, to, links: self.peers.len() });
-        let mut stray = Vec::new();
-        for mut peer in old {
-            peer.link.close(&mut self.buffers, |id| self.orphans.push(id));
-            self.take_in_orphans(&mut stray);
-            stray.extend(peer.backlog);
-        }
-        stray.into_iter().for_each(|id| self.reroute(id));
-    }
-
-    fn reroute(&mut self, id: OpId) {
-        if !self.ops[id].items.is_empty() {
-            return self.split_again(id);
-        }
-        let op = &self.ops[id];
-        match self.link_for(op.target, op.namespace, &op.keys) {
-            Some(link) => self.enqueue(id, link),
-            None => {
-                self.conclude_with(id, Status::Disconnected);
-                self.ops.release(id);
-            }
-        }
-    }
-
-    /// What becomes of commands whose connection is gone: `queued` are to be sent again.
-    fn take_in_orphans(&mut self, queued: &mut Vec<OpId>) {
-        let mut orphans = std::mem::take(&mut self.orphans);
-        for id in orphans.drain(..) {
-            match self.ops[id].state {
-                State::Ended(_) => self.ops.release(id),
-                _ if self.ops[id].can_replay() => {
-                    self.counters.replays += 1;
-                    queued.push(id);
-                }
-                _ => {
-                    self.conclude_with(id, Status::Disconnected);
-                    self.ops.release(id);
-                }
-            }
-        }
-        self.orphans = orphans;
-    }
-
-    /// The connection of link `index` is gone, or could not be made. Always `true`: something
-    /// happened.
-    pub(super) fn lost(&mut self, index: usize, now_us: u64, error: LinkError) -> bool {
-        let address = self.address(index);
-        log::debug!("connection to {address} (reactor {index}): {error}");
-        self.counters.connection_errors += 1;
-        let peer = &mut self.peers[index];
-        peer.link.close(&mut self.buffers, |id| self.orphans.push(id));
-        let longest_us = (BACKOFF_FIRST_US << peer.failures.min(16)).min(BACKOFF_LONGEST_US);
-        peer.retry_at_us = now_us + self.rng.u64(longest_us / 2..=longest_us);
-        peer.failures = peer.failures.saturating_add(1);
-        if error.is_fatal() {
-            self.fatal.get_or_insert((address, error));
-        } else {
-            peer.error = Some((address, error));
-        }
-        let mut queued = Vec::new();
-        self.take_in_orphans(&mut queued);
-        queued.into_iter().rev().for_each(|id| self.enqueue_first(id, index));
-        if self.fatal.is_some() {
-            self.give_up();
-        }
-        true
-    }
-
-    /// Nothing can be sent any more: everything ends.
-    fn give_up(&mut self) {
-        for index in 0..self.peers.len() {
-            let peer = &mut self.peers[index];
-            peer.link.close(&mut self.buffers, |id| self.orphans.push(id));
-            let mut stray = Vec::new();
-            stray.extend(peer.backlog.drain(..));
-            self.take_in_orphans(&mut stray);
-            for id in stray {
-                self.conclude_with(id, Status::Disconnected);
-                self.ops.release(id);
-            }
-        }
-    }
-
     // ---- time -------------------------------------------------------------------------------
 
     /// Ends what is over its deadline, and connections that are silent.
@@ -630,10 +448,6 @@ impl Router {
 
     // ---- what the driver asks ---------------------------------------------------------------
 
-    pub(super) fn take_rewired(&mut self) -> Option<Rewired> {
-        self.rewired.take()
-    }
-
     /// Ends that nobody has taken.
     pub(super) fn finished(&self) -> usize {
         self.finished.len()
@@ -656,117 +470,8 @@ impl Router {
         self.finished.remove(at)
     }
 
-    /// Nothing works any more, and [`Router::fatal`] says why.
-    pub(super) fn is_hopeless(&self) -> bool {
-        self.fatal.is_some()
-    }
-
-    /// Why nothing works any more, if so.
-    pub(super) fn fatal(&self) -> Option<ClientError> {
-        self.fatal.as_ref().map(|(address, error)| ClientError::Connect {
-            address: *address,
-            source: error.again(),
-        })
-    }
-
-    /// Every reactor is connected.
-    pub(super) fn is_connected(&self) -> bool {
-        self.welcome.is_some() && self.peers.iter().all(|peer| peer.link.is_ready())
-    }
-
-    /// Why the first connecting has failed: all addresses were tried, or a reactor is out of reach.
-    pub(super) fn take_first_error(&mut self) -> Option<ClientError> {
-        let patience = if self.welcome.is_some() { 1 } else { self.config.addresses.len() };
-        let index = self.peers.iter().position(|peer| peer.failures as usize >= patience)?;
-        let (address, source) = self.peers[index].error.take()?;
-        Some(ClientError::Connect { address, source })
-    }
-
-    /// The first connecting took too long.
-    pub(super) fn too_slow(&self) -> ClientError {
-        let index = self.peers.iter().position(|peer| !peer.link.is_ready()).unwrap_or(0);
-        ClientError::Connect { address: self.address(index), source: LinkError::Handshake }
-    }
-
     pub(super) fn recycle(&mut self, done: Done) {
         self.buffers.give(done.data);
         self.groups.give(done.items, done.parts, &mut self.buffers);
     }
-}
-
-/// Bytes of data that a command sends or asks for.
-struct Sizes {
-    data_length: u32,
-    answer_bytes_max: u32,
-}
-
-impl Sizes {
-    fn of(opcode: Opcode, sent_bytes: u32, asked_bytes: u32, limits: &Limits) -> Self {
-        let asked_bytes = asked_bytes.min(limits.value_bytes_max);
-        let (data_length, answer_bytes_max) = match opcode {
-            Opcode::Store | Opcode::Delete | Opcode::Exist => (sent_bytes, 0),
-            _ if sent_bytes > 0 => (sent_bytes, VALUE_BYTES_MAX as u32),
-            Opcode::Retrieve
-            | Opcode::List
-            | Opcode::Namespaces
-            | Opcode::Stats
-            | Opcode::CheckpointList
-            | Opcode::CheckpointManifest
-            | Opcode::CheckpointRead => (asked_bytes, asked_bytes),
-            _ => (0, VALUE_BYTES_MAX as u32),
-        };
-        Self { data_length, answer_bytes_max }
-    }
-}
-
-impl Operation {
-    /// Common to all operations that begin; what varies in size is empty.
-    pub(super) fn begin(
-        &mut self,
-        opcode: Opcode,
-        target: Target,
-        namespace: NamespaceId,
-        deadline_us: u64,
-    ) {
-        (self.opcode, self.target, self.namespace) = (opcode, target, namespace.0);
-        self.deadline_us = deadline_us;
-        (self.offset, self.data_length, self.data_crc, self.token) = (0, 0, 0, 0);
-        (self.value_bytes, self.answer_bytes_max) = (0, 0);
-        (self.was_sent, self.redirects, self.is_part) = (false, 0, false);
-    }
-
-    fn set_value(&mut self, data: Bytes) {
-        if !data.is_empty() {
-            self.value_bytes = data.len() as u32;
-            self.data_crc = crc32c(&data);
-            self.values.push(data);
-        }
-    }
-}
-
-/// The command changes something, so that its replay has to be recognised.
-pub(super) fn writes(opcode: Opcode) -> bool {
-    !matches!(
-        opcode,
-        Opcode::Retrieve
-            | Opcode::List
-            | Opcode::Exist
-            | Opcode::Namespaces
-            | Opcode::Stats
-            | Opcode::CheckpointList
-            | Opcode::CheckpointManifest
-            | Opcode::CheckpointRead
-    )
-}
-
-/// The reactors are where they were, own what they owned, and take what they took.
-fn is_same_house(old: &Welcome, new: &Welcome) -> bool {
-    old.shard_map == new.shard_map
-        && old.endpoints == new.endpoints
-        && old.catalog_reactor == new.catalog_reactor
-        && Limits::of(old) == Limits::of(new)
-}
-
-fn hexadecimal(bytes: &[u8; 16]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
