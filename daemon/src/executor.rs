@@ -45,6 +45,7 @@ pub struct Ready(Rc<ReadyState>);
 struct ReadyState {
     current: Cell<Option<TaskId>>,
     queue: RefCell<VecDeque<TaskId>>,
+    next_turn: RefCell<VecDeque<TaskId>>,
 }
 
 impl Ready {
@@ -52,7 +53,8 @@ impl Ready {
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         let queue = RefCell::new(VecDeque::with_capacity(capacity));
-        Self(Rc::new(ReadyState { current: Cell::new(None), queue }))
+        let next_turn = RefCell::new(VecDeque::with_capacity(64));
+        Self(Rc::new(ReadyState { current: Cell::new(None), queue, next_turn }))
     }
 
     /// The task that is being polled.
@@ -75,23 +77,28 @@ impl Ready {
         self.0.queue.borrow_mut().pop_front()
     }
 
-    /// Lets everything else that is ready run first.
+    /// Lets the reactor look at its network and its devices first: the task goes on in the next turn.
     pub async fn pass(&self) {
         let mut passed = false;
         std::future::poll_fn(|_| {
             if std::mem::replace(&mut passed, true) {
                 return Poll::Ready(());
             }
-            self.wake(self.current());
+            self.0.next_turn.borrow_mut().push_back(self.current());
             Poll::Pending
         })
         .await;
     }
 
-    /// Nothing is ready to run.
+    /// A new turn of the reactor: those who passed are ready again.
+    pub fn turn(&self) {
+        self.0.queue.borrow_mut().extend(self.0.next_turn.borrow_mut().drain(..));
+    }
+
+    /// Nothing is ready to run, now or in the next turn.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.queue.borrow().is_empty()
+        self.0.queue.borrow().is_empty() && self.0.next_turn.borrow().is_empty()
     }
 }
 
@@ -235,6 +242,19 @@ mod tests {
         gate.wake_all(&ready);
         run(&ready, &mut tasks);
         assert_eq!(*order.borrow(), [0, 1, 2]);
+        assert!(tasks.is_empty());
+    }
+
+    #[test]
+    fn a_task_that_passes_goes_on_in_the_next_turn() {
+        let ready = Ready::new(8);
+        let mut tasks: Tasks<Pin<Box<dyn Future<Output = ()>>>> = Tasks::new(&ready, 0, 8);
+        let passing = ready.clone();
+        assert!(tasks.spawn(Box::pin(async move { passing.pass().await })));
+        run(&ready, &mut tasks);
+        assert!(!tasks.is_empty() && !ready.is_empty(), "it waits for the next turn");
+        ready.turn();
+        run(&ready, &mut tasks);
         assert!(tasks.is_empty());
     }
 

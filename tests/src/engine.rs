@@ -182,9 +182,8 @@ impl Engine {
 
     fn run_ready(&mut self) -> bool {
         let mut ran = false;
-        // Bounded: a task that passes for ever must not keep the devices from being polled.
-        for _ in 0..1000 {
-            let Some(task) = self.ready.next() else { break };
+        self.ready.turn();
+        while let Some(task) = self.ready.next() {
             if !self.clients.run(task) {
                 self.background.run(task);
             }

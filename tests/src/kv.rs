@@ -57,12 +57,7 @@ pub async fn retrieve_range(
 ///
 /// # Errors
 /// The operation's status.
-pub async fn delete(
-    store: &Store,
-    namespace: u32,
-    key: &[u8],
-    token: u64,
-) -> Result<bool, Status> {
+pub async fn delete(store: &Store, namespace: u32, key: &[u8], token: u64) -> Result<bool, Status> {
     store.start_delete(namespace, key, token)?.finish().await
 }
 

@@ -113,7 +113,10 @@ fn quarantine(shard: &Shard, address: u64, status: Status) {
     let mut space = shard.space.borrow_mut();
     let segment = space.segment_of(address);
     if matches!(status, Status::Corrupt | Status::Device) && !shard.failed.get() {
-        log::error!("shard {}: segment {segment} cannot be cleaned: {status}; left as it is", shard.id);
+        log::error!(
+            "shard {}: segment {segment} cannot be cleaned: {status}; left as it is",
+            shard.id
+        );
         space.quarantine(segment);
     }
 }
@@ -146,8 +149,7 @@ pub(super) async fn clean_one(shard: &Rc<Shard>) -> bool {
 
 /// Deletes what has expired.
 pub(super) async fn sweep(shard: &Rc<Shard>) {
-    let expired =
-        |entry: &Entry| shard.is_expired(entry).then(|| Job::Expire(entry.hash()));
+    let expired = |entry: &Entry| shard.is_expired(entry).then(|| Job::Expire(entry.hash()));
     run_all(shard, expired).await;
 }
 

@@ -108,8 +108,7 @@ async fn write(
     let position = shard.journal.borrow().position(first);
     let block = shard.region.journal_block + position;
     let buffer = batch.buffer.take().expect("the batch has its buffer");
-    let (result, buffer) =
-        disk.write(device, block, batch.pages() as u32, buffer, true).await;
+    let (result, buffer) = disk.write(device, block, batch.pages() as u32, buffer, true).await;
     batch.buffer = buffer;
     debug_assert!(batch.buffer.as_ref().is_some_and(|buffer| buffer.len() >= BLOCK_BYTES));
     result.map_err(|error| ("write of the journal", error))

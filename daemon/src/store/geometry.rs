@@ -8,8 +8,10 @@
 
 use forebay_nvme::BLOCK_BYTES;
 
+/// Bytes in a block.
+const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The superblocks' place at each end, in blocks.
-const EDGE_BLOCKS: u64 = (2 << 20) / BLOCK_BYTES as u64;
+const EDGE_BLOCKS: u64 = (2 << 20) / BLOCK;
 /// The fewest segments a shard works with: one open for each of three classes, the cleaner's
 /// reserve, and some to hold data.
 pub const SEGMENTS_MIN: u32 = 8;
@@ -77,7 +79,25 @@ impl Layout {
         devices: u32,
         options: FormatOptions,
     ) -> Result<(Self, u32), TooSmall> {
-        const BLOCK: u64 = BLOCK_BYTES as u64;
+        let fits = |blocks| Self::attempt(blocks, devices, options);
+        fits(device_blocks).map_err(|(shards, segment_bytes)| {
+            // What is chosen by capacity grows with it, so the need is found by trying.
+            let mut needed = device_blocks.max(2 * EDGE_BLOCKS);
+            while fits(needed).is_err() {
+                needed += needed / 16;
+            }
+            let device_bytes = device_blocks * BLOCK;
+            let needed_bytes = (needed * BLOCK).next_multiple_of(1 << 20);
+            TooSmall { device_bytes, devices, shards, segment_bytes, needed_bytes }
+        })
+    }
+
+    /// The layout, or the number of shards and the segment size that do not fit.
+    fn attempt(
+        device_blocks: u64,
+        devices: u32,
+        options: FormatOptions,
+    ) -> Result<(Self, u32), (u32, u64)> {
         let pool_bytes = device_blocks * BLOCK * u64::from(devices);
         let segment_bytes = options
             .segment_bytes
@@ -96,17 +116,10 @@ impl Layout {
         let journal_blocks = (journal_bytes / BLOCK).max(u64::from(JOURNAL_BLOCKS_MIN));
         let index_blocks = (index_bytes / BLOCK).max(4);
         let segment_blocks = (segment_bytes / BLOCK).max(4);
-        let meta = journal_blocks + 2 * index_blocks;
-        let segments = stride_blocks.saturating_sub(meta) / segment_blocks;
+        let segments =
+            stride_blocks.saturating_sub(journal_blocks + 2 * index_blocks) / segment_blocks;
         if segments < u64::from(SEGMENTS_MIN) {
-            let slot = meta + segment_blocks * u64::from(SEGMENTS_MIN);
-            return Err(TooSmall {
-                device_bytes: device_blocks * BLOCK,
-                devices,
-                shards,
-                segment_bytes,
-                needed_bytes: (slot * slots + 2 * EDGE_BLOCKS) * BLOCK,
-            });
+            return Err((shards, segment_bytes));
         }
         let layout = Self {
             data_block: EDGE_BLOCKS,
@@ -134,7 +147,8 @@ impl Layout {
         let used = u64::from(self.journal_blocks)
             + 2 * u64::from(self.index_blocks)
             + u64::from(self.segments) * u64::from(self.segment_blocks);
-        let end = slots.checked_mul(self.stride_blocks).and_then(|all| all.checked_add(self.data_block));
+        let end =
+            slots.checked_mul(self.stride_blocks).and_then(|all| all.checked_add(self.data_block));
         if used > self.stride_blocks || self.data_block < EDGE_BLOCKS {
             return Err("shard slot");
         }
@@ -162,7 +176,7 @@ impl Layout {
     /// Bytes in a segment.
     #[must_use]
     pub fn segment_bytes(&self) -> u64 {
-        u64::from(self.segment_blocks) * BLOCK_BYTES as u64
+        u64::from(self.segment_blocks) * BLOCK
     }
 }
 
@@ -208,6 +222,6 @@ mod tests {
     fn a_device_that_is_too_small_says_what_it_needs() {
         let error = Layout::plan(1000, 1, FormatOptions::default()).expect_err("1000 blocks");
         let blocks = error.needed_bytes / BLOCK_BYTES as u64;
-        assert!(Layout::plan(blocks + 64, 1, FormatOptions::default()).is_ok(), "{error}");
+        assert!(Layout::plan(blocks, 1, FormatOptions::default()).is_ok(), "{error}");
     }
 }

@@ -100,8 +100,7 @@ impl Writer<'_> {
         }
         let (generation, pages, entries) = (self.generation, self.written, self.entries);
         let journal_epoch = self.shard.epoch;
-        let header =
-            IndexHeader { generation, journal_sequence, journal_epoch, entries, pages };
+        let header = IndexHeader { generation, journal_sequence, journal_epoch, entries, pages };
         let mut buffer = self.buffer.take().expect("the buffer is here between writes");
         header.encode(&mut buffer, self.shard.ring);
         let (result, _) = disk.write(device, self.area, 1, buffer, true).await;

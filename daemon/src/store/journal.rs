@@ -262,11 +262,7 @@ impl<T> Tickets<T> {
 }
 
 /// Waits for a ticket of `tickets`.
-pub async fn settled<T>(
-    tickets: &std::cell::RefCell<Tickets<T>>,
-    ticket: u32,
-    ready: &Ready,
-) -> T {
+pub async fn settled<T>(tickets: &std::cell::RefCell<Tickets<T>>, ticket: u32, ready: &Ready) -> T {
     poll_fn(|_| match tickets.borrow_mut().poll(ticket, ready) {
         Some(outcome) => Poll::Ready(outcome),
         None => Poll::Pending,

@@ -4,11 +4,11 @@
 //! exists from the first page of a listing to its last is given exactly once, whatever is stored,
 //! deleted, cleaned or checkpointed meanwhile.
 
+use super::Store;
 use super::format::FormatError;
 use super::index::KeyHash;
 use super::index_stream::{IndexStream, StreamError};
 use super::shard::{Checkpointed, Shard};
-use super::Store;
 use forebay_fabric::Status;
 use forebay_fabric::pdu::ListHeader;
 use forebay_nvme::DmaBuf;

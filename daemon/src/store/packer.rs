@@ -128,11 +128,14 @@ pub(super) async fn run(shard: Rc<Shard>, class: SegmentClass) {
         let (buffer, written) = write(&shard, pack.buffer, blocks as u32, class).await;
         let mut packer = packer.borrow_mut();
         for Waiting { ticket, offset } in pack.waiting.drain(..) {
-            let outcome = written.as_ref().map_or_else(|status| Err(*status), |pin| {
-                let address = pin.address() + offset as u64 / UNIT_BYTES;
-                shard.space.borrow_mut().pin(address);
-                Ok(address)
-            });
+            let outcome = written.as_ref().map_or_else(
+                |status| Err(*status),
+                |pin| {
+                    let address = pin.address() + offset as u64 / UNIT_BYTES;
+                    shard.space.borrow_mut().pin(address);
+                    Ok(address)
+                },
+            );
             packer.tickets.borrow_mut().settle(ticket, outcome, &ready);
         }
         packer.spare = Some(Pack { buffer, used: 0, ..pack });

@@ -49,7 +49,9 @@ pub enum OpenError {
         count: u32,
     },
     /// The device has become smaller than it was when it was formatted.
-    #[error("device {device} has {blocks} blocks, but was formatted with {formatted}; it has been truncated")]
+    #[error(
+        "device {device} has {blocks} blocks, but was formatted with {formatted}; it has been truncated"
+    )]
     Shrunk {
         /// The device's place in the configuration.
         device: usize,
@@ -332,4 +334,3 @@ impl Sync<'_> {
         (completion.result, completion.buffer)
     }
 }
-

@@ -74,7 +74,9 @@ pub enum RecoveryError {
         bytes: usize,
     },
     /// A pointer leads outside of the segments, under a good checksum.
-    #[error("shard {shard}: an index entry points outside of its segments; the pool was not made by this release")]
+    #[error(
+        "shard {shard}: an index entry points outside of its segments; the pool was not made by this release"
+    )]
     Entry {
         /// The shard.
         shard: u32,
@@ -153,7 +155,12 @@ fn empty_shard(
     })
 }
 
-async fn read(shard: &Shard, what: &'static str, block: u64, blocks: u64) -> Result<DmaBuf, RecoveryError> {
+async fn read(
+    shard: &Shard,
+    what: &'static str,
+    block: u64,
+    blocks: u64,
+) -> Result<DmaBuf, RecoveryError> {
     let buffer = shard.context.buffer(blocks as usize * BLOCK_BYTES).await;
     let disk = &shard.context.disk;
     let (result, buffer) = disk.read(shard.region.device, block, blocks as u32, buffer).await;
@@ -277,7 +284,8 @@ fn apply(shard: &Shard, page: &JournalPage<'_>) -> Result<(), RecoveryError> {
                 shard.index.borrow_mut().remove(hash);
             }
             RecordKind::Move { from, to } => {
-                let current = shard.index.borrow().get(to.hash()).map(|entry| entry.pointer().address);
+                let current =
+                    shard.index.borrow().get(to.hash()).map(|entry| entry.pointer().address);
                 if current == Some(from) {
                     insert(shard, to)?;
                 }

@@ -147,7 +147,8 @@ impl Shard {
 
     /// The key now has this value; returns whether it had one. A new key goes to the key log.
     pub(super) fn apply_put(&self, entry: Entry, key: &[u8]) -> bool {
-        let old = self.index.borrow_mut().insert(entry).expect("room was reserved before the record");
+        let old =
+            self.index.borrow_mut().insert(entry).expect("room was reserved before the record");
         self.link(&entry);
         match &old {
             Some(old) => self.unlink(old),

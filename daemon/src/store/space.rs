@@ -121,7 +121,8 @@ impl Space {
     /// units, or `None` if only the cleaner's reserve is left.
     pub fn allocate(&mut self, class: SegmentClass, blocks: u64) -> Option<u64> {
         assert!(blocks <= self.segment_blocks, "a value larger than a segment");
-        if self.open[class as usize].is_none_or(|open| open.next_block + blocks > self.segment_blocks)
+        if self.open[class as usize]
+            .is_none_or(|open| open.next_block + blocks > self.segment_blocks)
         {
             self.open_segment(class)?;
         }

@@ -73,7 +73,8 @@ impl Store {
             Class::Cache => SegmentClass::Cache,
         };
         let stage = Some(Stage::Held(value));
-        let mut pending = PendingStore { shard, key, pointer, token, class, moved_from: None, stage };
+        let mut pending =
+            PendingStore { shard, key, pointer, token, class, moved_from: None, stage };
         pending.start();
         Ok(pending)
     }
@@ -99,7 +100,8 @@ impl PendingStore<'_> {
     pub(super) fn relocate(shard: &Rc<Shard>, pointer: Pointer, value: DmaBuf) -> Self {
         let (shard, class) = (shard.clone(), SegmentClass::Cleaner);
         let (moved_from, stage) = (Some(pointer.address), Some(Stage::Held(value)));
-        let mut pending = PendingStore { shard, key: &[], pointer, token: 0, class, moved_from, stage };
+        let mut pending =
+            PendingStore { shard, key: &[], pointer, token: 0, class, moved_from, stage };
         pending.start();
         pending
     }

@@ -218,7 +218,8 @@ impl<'a> IndexPage<'a> {
         if crc32c(&block[8..]) != header.crc.get() {
             return Err(FormatError::Checksum);
         }
-        let place = (header.pool.get(), header.shard.get(), header.generation.get(), header.page.get());
+        let place =
+            (header.pool.get(), header.shard.get(), header.generation.get(), header.page.get());
         if place != (ring.pool, ring.shard, generation, number) {
             return Err(FormatError::Foreign);
         }
@@ -227,7 +228,9 @@ impl<'a> IndexPage<'a> {
     }
 
     /// The entries with their keys, in the order of their hashes. One that cannot be read ends the walk.
-    pub fn entries(&self) -> impl Iterator<Item = Result<(Entry, &'a [u8]), FormatError>> + use<'a> {
+    pub fn entries(
+        &self,
+    ) -> impl Iterator<Item = Result<(Entry, &'a [u8]), FormatError>> + use<'a> {
         let mut rest = Some(self.bytes);
         (0..self.entries).map_while(move |_| {
             let parsed = parse_entry(rest?);
@@ -240,8 +243,7 @@ impl<'a> IndexPage<'a> {
 fn parse_entry(bytes: &[u8]) -> Result<(Entry, &[u8], &[u8]), FormatError> {
     let (raw, rest) =
         RawEntry::ref_from_prefix(bytes).map_err(|_| FormatError::Field("entry length"))?;
-    let entry =
-        Entry::from_words(raw.words.map(U64::get)).ok_or(FormatError::Field("entry"))?;
+    let entry = Entry::from_words(raw.words.map(U64::get)).ok_or(FormatError::Field("entry"))?;
     let (key, rest) = rest
         .split_at_checked(usize::from(raw.key_length.get()))
         .ok_or(FormatError::Field("key length"))?;

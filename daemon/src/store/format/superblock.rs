@@ -100,8 +100,14 @@ impl Superblock {
             hash_key,
             created_s,
         } = self;
-        let Layout { data_block, stride_blocks, journal_blocks, index_blocks, segment_blocks, segments } =
-            layout;
+        let Layout {
+            data_block,
+            stride_blocks,
+            journal_blocks,
+            index_blocks,
+            segment_blocks,
+            segments,
+        } = layout;
         let mut raw = Raw {
             magic: MAGIC,
             version: FORMAT_VERSION.into(),
@@ -214,7 +220,10 @@ impl Copies {
             if good().next().is_some() {
                 return FormatError::Checksum;
             }
-            errors().find(|error| **error != FormatError::Magic).copied().unwrap_or(FormatError::Magic)
+            errors()
+                .find(|error| **error != FormatError::Magic)
+                .copied()
+                .unwrap_or(FormatError::Magic)
         })
     }
 }
