@@ -270,8 +270,16 @@ impl<C: Connector> Client<C> {
         key: &[u8],
         payload: impl Into<Bytes>,
     ) -> Result<Answer, ClientError> {
-        let request = Request::command(opcode, target, namespace, key, payload.into());
-        let done = self.done(name(opcode), key, request)?;
+        self.request(Request::command(opcode, target, namespace, key, payload.into()))
+    }
+
+    /// Any single request, with a range or a deadline of its own if need be.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn request(&mut self, request: Request<'_>) -> Result<Answer, ClientError> {
+        let (operation, key) = (name(request.opcode), request.key());
+        let done = self.done(operation, key, request)?;
         Ok(Answer { result: done.result, data: done.data })
     }
 

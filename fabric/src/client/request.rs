@@ -152,6 +152,11 @@ impl<'a> Request<'a> {
         Self { opcode, target: Target::Key, namespace, tag: 0, timeout_us: 0, body }
     }
 
+    /// The key of a single request.
+    pub(super) fn key(&self) -> &'a [u8] {
+        if let Body::One { key, .. } = self.body { key } else { b"" }
+    }
+
     /// Which bytes a single command that reads wants; a batch's items have their own.
     #[must_use]
     pub fn range(mut self, first: u64, most: u32) -> Self {

@@ -19,6 +19,9 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Answers a PDU of the client with any bytes.
 type Script = Box<dyn FnMut(PduType, &[u8]) -> Vec<u8>>;
 
+/// PDUs of the client, as they came.
+type Heard = Rc<RefCell<Vec<(PduType, Vec<u8>)>>>;
+
 /// Speaks only through its script. What it says is cut in pieces of `piece` bytes.
 struct Peer {
     net: SimNet,
@@ -28,8 +31,7 @@ struct Peer {
     piece: usize,
     /// Said at once to every client that connects.
     greeting: Vec<u8>,
-    /// PDUs that came.
-    heard: Rc<RefCell<Vec<(PduType, Vec<u8>)>>>,
+    heard: Heard,
 }
 
 impl Peer {

@@ -1,7 +1,12 @@
 //! The client: against a healthy server, a failing one, and one that means harm.
 
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
 mod operations;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
 mod tcp;

@@ -232,6 +232,9 @@ fn namespaces_counters_and_checkpoint_commands_find_their_reactor() {
         assert_eq!(answer.result, 2, "the catalog's reactor");
         assert_eq!(answer.data, [&b"run/1"[..], &payload].concat());
     }
+    client.store(NS, b"key", &b"0123456789"[..]).unwrap();
+    let answer = client.request(Request::retrieve(NS, b"key", 2, 3)).unwrap();
+    assert_eq!((answer.result, answer.data.as_slice()), (10, &b"234"[..]));
 }
 
 #[test]
