@@ -268,7 +268,8 @@ impl Link {
 
     fn parse(&mut self, context: &mut Context<'_>) -> Result<(), LinkError> {
         if let Some(incoming) = self.receiver.take_complete() {
-            self.answer(incoming.outcome, incoming.data, context);
+            let intact = incoming.is_intact();
+            self.answer(incoming.outcome, incoming.data, intact, context);
         }
         while !self.receiver.is_waiting_for_data() {
             let bytes = self.receiver.bytes();
@@ -303,9 +304,11 @@ impl Link {
         let length = outcome.data_length as usize;
         match self.receiver.bytes().get(..length) {
             Some(data) => {
+                let has_items = outcome.flags & response_flags::ITEMS != 0;
+                let intact = has_items || data.is_empty() || crc32c(data) == outcome.data_crc;
                 let data = context.buffers.copy(data);
                 self.receiver.consume_data(length);
-                self.answer(outcome, data, context);
+                self.answer(outcome, data, intact, context);
             }
             None => {
                 let front = self.receiver.bytes();
@@ -324,7 +327,7 @@ impl Link {
     }
 
     /// A response with all its data: the identifier is free again.
-    fn answer(&mut self, outcome: Outcome, data: Vec<u8>, context: &mut Context<'_>) {
+    fn answer(&mut self, outcome: Outcome, data: Vec<u8>, intact: bool, context: &mut Context<'_>) {
         let Outcome { cid, flags, status, credit_limit, data_length: _, result, data_crc } =
             outcome;
         // A limit of 0 with nothing in flight could never be raised again.
@@ -334,7 +337,6 @@ impl Link {
         };
         self.free.push(cid);
         let has_items = flags & response_flags::ITEMS != 0;
-        let intact = has_items || data.is_empty() || crc32c(&data) == data_crc;
         let status = if intact { status } else { Status::DataChecksum };
         context.answers.push(Answer { op, status, result, has_items, data_crc, data });
     }

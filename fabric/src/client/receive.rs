@@ -2,9 +2,11 @@
 //!
 //! Data that has not arrived whole behind its response is read straight to where it belongs: the
 //! next vectored read fills its buffer first and the receive buffer with what follows. While
-//! answers are large, only little is read behind them, since that would have to be copied.
+//! answers are large, only little is read behind them, since that would have to be copied. The
+//! checksum of such data is computed as it arrives, while it is still in the CPU's cache.
 
-use crate::pdu::Outcome;
+use crate::pdu::{Outcome, response_flags};
+use crc_fast::{CrcAlgorithm, Digest};
 use std::io::{self, IoSliceMut, Read};
 
 /// Data from this size on counts as large.
@@ -18,13 +20,36 @@ pub(super) struct Incoming {
     pub outcome: Outcome,
     pub data: Vec<u8>,
     filled: usize,
+    /// Of what has arrived; `None`: the data as a whole has no checksum.
+    digest: Option<Digest>,
 }
 
 impl Incoming {
     /// Data that begins with `front`, all that has arrived of it.
     pub(super) fn new(outcome: Outcome, mut data: Vec<u8>, front: &[u8]) -> Self {
         data[..front.len()].copy_from_slice(front);
-        Self { outcome, data, filled: front.len() }
+        let checked = outcome.flags & response_flags::ITEMS == 0;
+        let digest = checked.then(|| Digest::new(CrcAlgorithm::Crc32Iscsi));
+        let mut incoming = Self { outcome, data, filled: 0, digest };
+        incoming.advance(front.len());
+        incoming
+    }
+
+    fn missing(&self) -> usize {
+        self.data.len() - self.filled
+    }
+
+    fn advance(&mut self, count: usize) {
+        let end = self.filled + count;
+        if let Some(digest) = &mut self.digest {
+            digest.update(&self.data[self.filled..end]);
+        }
+        self.filled = end;
+    }
+
+    /// Once it is complete: the data is what the response says it is.
+    pub(super) fn is_intact(&self) -> bool {
+        self.digest.as_ref().is_none_or(|crc| crc.finalize() as u32 == self.outcome.data_crc)
     }
 }
 
@@ -58,8 +83,8 @@ impl Receiver {
         let mut slices =
             [IoSliceMut::new(&mut incoming.data[incoming.filled..]), IoSliceMut::new(room)];
         let count = stream.read_vectored(&mut slices)?;
-        let missing = incoming.data.len() - incoming.filled;
-        incoming.filled += count.min(missing);
+        let missing = incoming.missing();
+        incoming.advance(count.min(missing));
         self.end += count.saturating_sub(missing);
         Ok(count)
     }
@@ -100,12 +125,12 @@ impl Receiver {
 
     /// More bytes must come before anything else can be read.
     pub(super) fn is_waiting_for_data(&self) -> bool {
-        self.incoming.as_ref().is_some_and(|incoming| incoming.filled < incoming.data.len())
+        self.incoming.as_ref().is_some_and(|incoming| incoming.missing() > 0)
     }
 
     /// The data that has arrived whole, past the buffer.
     pub(super) fn take_complete(&mut self) -> Option<Incoming> {
-        self.incoming.take_if(|incoming| incoming.filled == incoming.data.len())
+        self.incoming.take_if(|incoming| incoming.missing() == 0)
     }
 
     /// Forgets everything; the buffer of data that was on its way is returned.
