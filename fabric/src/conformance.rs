@@ -105,6 +105,7 @@ pub struct StreamPeer<S> {
     cut: usize,
     lent: BTreeMap<u16, Vec<u8>>,
     closed: bool,
+    answers_pings: bool,
     received: Vec<Vec<u8>>,
 }
 
@@ -119,8 +120,14 @@ impl<S: Read + Write> StreamPeer<S> {
             cut: 0,
             lent: BTreeMap::new(),
             closed: false,
+            answers_pings: false,
             received: Vec::new(),
         }
+    }
+
+    /// From now on PINGs are answered, and not among what was received.
+    pub fn answer_pings(&mut self) {
+        self.answers_pings = true;
     }
 
     /// The stream itself.
@@ -162,20 +169,28 @@ impl<S: Read + Write> StreamPeer<S> {
             let Some(pdu) = self.bytes.get(self.cut..self.cut + length) else { break };
             let pdu = pdu.to_vec();
             self.cut += length;
-            if pdu_type != PduType::ReadyToTransfer {
-                self.received.push(pdu);
-                continue;
-            }
-            let transfer = ReadyToTransfer::parse(&pdu).expect("a whole R2T");
-            if let Some(memory) = self.lent.remove(&transfer.cid) {
-                assert_eq!(memory.len(), transfer.length as usize, "the R2T's length");
-                self.send(Data::new(transfer).as_bytes());
-                self.out.extend(&memory);
+            match pdu_type {
+                PduType::ReadyToTransfer => self.transfer(&pdu),
+                PduType::Ping if self.answers_pings => {
+                    let nonce = Ping::parse(&pdu, PduType::Ping).expect("a whole PING");
+                    self.send(Ping::new(PduType::Pong, nonce).as_bytes());
+                }
+                _ => self.received.push(pdu),
             }
         }
         if self.cut > self.bytes.len() / 2 {
             self.bytes.drain(..self.cut);
             self.cut = 0;
+        }
+    }
+
+    /// Answers an R2T, if there is memory for it.
+    fn transfer(&mut self, pdu: &[u8]) {
+        let transfer = ReadyToTransfer::parse(pdu).expect("a whole R2T");
+        if let Some(memory) = self.lent.remove(&transfer.cid) {
+            assert_eq!(memory.len(), transfer.length as usize, "the R2T's length");
+            self.send(Data::new(transfer).as_bytes());
+            self.out.extend(&memory);
         }
     }
 }
