@@ -129,7 +129,8 @@ impl Entry {
 /// The table of one shard.
 #[derive(Debug)]
 pub struct Index {
-    slots: Vec<Entry>,
+    /// Plain words: as such the allocator hands them out as untouched zero pages.
+    slots: Vec<[u64; 4]>,
     mask: usize,
     len: usize,
     cap: usize,
@@ -146,7 +147,7 @@ impl Index {
     pub fn with_bytes(bytes: usize) -> Self {
         let wanted = (bytes / size_of::<Entry>()).max(64);
         let slots = 1usize << wanted.ilog2();
-        Self { slots: vec![Entry::default(); slots], mask: slots - 1, len: 0, cap: slots / 8 * 7 }
+        Self { slots: vec![[0; 4]; slots], mask: slots - 1, len: 0, cap: slots / 8 * 7 }
     }
 
     /// Entries in use.
@@ -184,14 +185,14 @@ impl Index {
     /// The entry in slot `slot`, for scans that go through the table a piece at a time. An entry that
     /// moves meanwhile may be missed or met twice; who scans looks it up again.
     #[must_use]
-    pub fn at(&self, slot: usize) -> Option<&Entry> {
-        self.slots.get(slot).filter(|entry| entry.in_use())
+    pub fn at(&self, slot: usize) -> Option<Entry> {
+        self.slots.get(slot).map(|words| Entry(*words)).filter(Entry::in_use)
     }
 
     /// The entry of `hash`.
     #[must_use]
-    pub fn get(&self, hash: KeyHash) -> Option<&Entry> {
-        self.find(hash).ok().map(|slot| &self.slots[slot])
+    pub fn get(&self, hash: KeyHash) -> Option<Entry> {
+        self.find(hash).ok().map(|slot| Entry(self.slots[slot]))
     }
 
     /// Puts `entry` in the place of the one with its hash, which is returned, or in a free place.
@@ -200,10 +201,10 @@ impl Index {
     /// [`IndexFull`]: it is a new key, and 15/16 of the slots are in use.
     pub fn insert(&mut self, entry: Entry) -> Result<Option<Entry>, IndexFull> {
         match self.find(entry.hash()) {
-            Ok(slot) => Ok(Some(std::mem::replace(&mut self.slots[slot], entry))),
+            Ok(slot) => Ok(Some(Entry(std::mem::replace(&mut self.slots[slot], entry.0)))),
             Err(_) if self.len >= self.slots.len() / 16 * 15 => Err(IndexFull),
             Err(slot) => {
-                self.slots[slot] = entry;
+                self.slots[slot] = entry.0;
                 self.len += 1;
                 Ok(None)
             }
@@ -213,7 +214,7 @@ impl Index {
     /// Takes the entry of `hash` out.
     pub fn remove(&mut self, hash: KeyHash) -> Option<Entry> {
         let slot = self.find(hash).ok()?;
-        let entry = self.slots[slot];
+        let entry = Entry(self.slots[slot]);
         self.close_gap(slot);
         self.len -= 1;
         Some(entry)
@@ -224,7 +225,7 @@ impl Index {
     fn find(&self, hash: KeyHash) -> Result<usize, usize> {
         let mut slot = self.home(hash);
         loop {
-            let entry = &self.slots[slot];
+            let entry = Entry(self.slots[slot]);
             if !entry.in_use() {
                 return Err(slot);
             }
@@ -244,18 +245,18 @@ impl Index {
         let mut slot = gap;
         loop {
             slot = (slot + 1) & self.mask;
-            let entry = self.slots[slot];
+            let entry = Entry(self.slots[slot]);
             if !entry.in_use() {
                 break;
             }
             let from_home = slot.wrapping_sub(self.home(entry.hash())) & self.mask;
             let from_gap = slot.wrapping_sub(gap) & self.mask;
             if from_home >= from_gap {
-                self.slots[gap] = entry;
+                self.slots[gap] = entry.0;
                 gap = slot;
             }
         }
-        self.slots[gap] = Entry::default();
+        self.slots[gap] = [0; 4];
     }
 }
 
@@ -319,7 +320,7 @@ mod tests {
             }
             assert_eq!(index.len(), model.len());
             let probe = u128::from(rng.u64(0..90)) << 60 | u128::from(rng.u64(56..64));
-            assert_eq!(index.get(KeyHash::new(probe)), model.get(&probe));
+            assert_eq!(index.get(KeyHash::new(probe)), model.get(&probe).copied());
         }
         assert!(!model.is_empty());
     }

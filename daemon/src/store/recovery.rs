@@ -135,6 +135,7 @@ fn empty_shard(
         volatile_cache: context.disk.geometry(region.device).volatile_write_cache,
         index: RefCell::new(Index::with_bytes(index_bytes)),
         index_media_bytes: Cell::new(0),
+        removed_keys: Cell::new(0),
         space: RefCell::new(Space::new(layout.segments, layout.segment_blocks)),
         journal: RefCell::new(Journal::new(layout.journal_blocks, 1, 1, batches)),
         commits: RefCell::new(Tickets::default()),
@@ -145,7 +146,7 @@ fn empty_shard(
         journal_room: Waiters::new(256),
         space_room: Waiters::new(64),
         committer: Waiters::new(1),
-        upkeep: Waiters::new(1),
+        upkeep: Waiters::new(2),
         checkpoint_done: Waiters::new(1),
         jobs: RefCell::default(),
         job_waiters: Waiters::new(super::cleaner::WORKERS),
@@ -281,7 +282,8 @@ fn apply(shard: &Shard, page: &JournalPage<'_>) -> Result<(), RecoveryError> {
                 }
             }
             RecordKind::Delete(hash) => {
-                shard.index.borrow_mut().remove(hash);
+                let removed = shard.index.borrow_mut().remove(hash).is_some();
+                shard.removed_keys.set(shard.removed_keys.get() + u64::from(removed));
             }
             RecordKind::Move { from, to } => {
                 let current =
@@ -299,7 +301,7 @@ fn apply(shard: &Shard, page: &JournalPage<'_>) -> Result<(), RecoveryError> {
 fn count_space(shard: &Shard) -> Result<(), RecoveryError> {
     let slots = shard.index.borrow().slots();
     for slot in 0..slots {
-        let Some(entry) = shard.index.borrow().at(slot).copied() else { continue };
+        let Some(entry) = shard.index.borrow().at(slot) else { continue };
         let pointer = entry.pointer();
         let units = value_units(pointer.length);
         if units > 0 && !shard.space.borrow().contains(pointer.address, units) {
