@@ -4,24 +4,26 @@
 //! `cargo run --release -p forebay-fabric --example echo_rate -- get|put BYTES [DEPTH [CONNECTIONS
 //! [SECONDS]]]`; prints one line. The same loop as `iperf3 -c` on loopback bounds the large sizes.
 
+use forebay_fabric::Status;
 use forebay_fabric::pdu::{
-    Auth, CommonHeader, Capsule, Command, Data, Endpoint, Hello, Item, Offer, Opcode, PduType,
+    Auth, Capsule, Command, CommonHeader, Data, Endpoint, Hello, Item, Offer, Opcode, PduType,
     ReadyToTransfer, Response,
 };
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
 use forebay_fabric::stream::{StreamConfig, StreamTransport, tcp::Tcp};
 use forebay_fabric::transport::Payload;
-use forebay_fabric::Status;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::resource::{UsageWho, getrusage};
 use std::cell::RefCell;
 use std::io::{IoSlice, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
-use zerocopy::little_endian::U32;
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::U32;
 
 #[expect(clippy::disallowed_methods, reason = "an example that measures time")]
 fn now() -> Instant {
@@ -84,14 +86,36 @@ impl Service<Buffer> for Memory {
     }
 }
 
+/// After so many ticks with nothing to do the server sleeps until something comes.
+const IDLE_TICKS_MAX: u32 = 100;
+
+/// Processor time of this process so far, in seconds.
+fn cpu_s() -> f64 {
+    let seconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    getrusage(UsageWho::RUSAGE_SELF)
+        .map_or(0.0, |usage| seconds(usage.user_time()) + seconds(usage.system_time()))
+}
+
 /// The loop of a reactor that has nothing to do but this.
 fn serve(mut server: Server<StreamTransport<Tcp, Buffer>>, value_bytes: usize, stop: &AtomicBool) {
     let pool = Rc::new(RefCell::new(Vec::new()));
     let mut memory = Memory { value_bytes, pool, pulls: Vec::new(), replies: Vec::new() };
-    let (mut pulls, mut replies, start, mut ticks) = (Vec::new(), Vec::new(), now(), 0_u64);
+    let (mut pulls, mut replies, start) = (Vec::new(), Vec::new(), now());
+    let (mut ticks, mut idle) = (0_u64, 0);
     while !stop.load(Ordering::Relaxed) {
         let now_us = start.elapsed().as_micros() as u64;
-        ticks += u64::from(server.poll(now_us, &mut memory));
+        let busy = server.poll(now_us, &mut memory);
+        ticks += u64::from(busy);
+        idle = if busy { 0 } else { idle + 1 };
+        if idle > IDLE_TICKS_MAX
+            && let Some(fd) = server.wait_fd()
+        {
+            let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+            if poll(&mut fds, 10_u8).is_err() {
+                return;
+            }
+        }
         pulls.append(&mut memory.pulls);
         for id in pulls.drain(..) {
             server.pull(id, memory.buffer());
@@ -109,7 +133,6 @@ fn serve(mut server: Server<StreamTransport<Tcp, Buffer>>, value_bytes: usize, s
         server.flush(now_us);
     }
     let requests = server.counters().requests;
-    eprintln!("{:?}", server.counters());
     eprintln!("{:.1} requests per busy tick", requests as f64 / ticks.max(1) as f64);
 }
 
@@ -174,7 +197,9 @@ fn drive(
                     at += here;
                 }
                 PduType::ReadyToTransfer if have - at >= length => {
-                    let Ok(transfer) = ReadyToTransfer::parse(&bytes[at..at + length]) else { break };
+                    let Ok(transfer) = ReadyToTransfer::parse(&bytes[at..at + length]) else {
+                        break;
+                    };
                     at += length;
                     send(&mut stream, Data::new(transfer).as_bytes(), &value)?;
                 }
@@ -240,13 +265,15 @@ fn main() -> Result<()> {
     #[expect(clippy::disallowed_methods, reason = "an example that measures time")]
     let pause = |ms| thread::sleep(std::time::Duration::from_millis(ms));
     pause(500);
-    let (start, before) = (now(), done.load(Ordering::Relaxed));
+    let (start, before, cpu) = (now(), done.load(Ordering::Relaxed), cpu_s());
     pause(seconds * 1000);
-    let rate = (done.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64();
+    let count = (done.load(Ordering::Relaxed) - before) as f64;
+    let rate = count / start.elapsed().as_secs_f64();
     println!(
-        "{} {value_bytes} B, depth {depth}, {connections} connections: {rate:.0}/s, {:.2} GB/s",
+        "{} {value_bytes} B, depth {depth}, {connections} connections: {rate:.0}/s, {:.2} GB/s, {:.2} µs of processor time each (both sides)",
         if put { "put" } else { "get" },
         rate * value_bytes as f64 / 1e9,
+        (cpu_s() - cpu) * 1e6 / count,
     );
     stop.store(true, Ordering::Relaxed);
     server.join().map_err(|_| std::io::Error::other("the server panicked"))

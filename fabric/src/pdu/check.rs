@@ -34,8 +34,7 @@ where
     T: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned,
 {
     let layout = fixed::<T>(pdu, pdu_type)?;
-    let (header, _) =
-        CommonHeader::ref_from_prefix(pdu).map_err(|_| DecodeError::Truncated)?;
+    let (header, _) = CommonHeader::ref_from_prefix(pdu).map_err(|_| DecodeError::Truncated)?;
     if header.length.get() as usize != size_of::<T>() || pdu.len() != size_of::<T>() {
         return Err(DecodeError::Length);
     }

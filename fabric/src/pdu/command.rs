@@ -77,16 +77,16 @@ impl Opcode {
             | Self::CheckpointPut
             | Self::CheckpointSeal
             | Self::CheckpointCommit
-            | Self::CheckpointAbort
-            | Self::CheckpointList
-            | Self::CheckpointManifest
-            | Self::CheckpointDelete => true,
+            | Self::CheckpointAbort => true,
             Self::Retrieve
             | Self::List
             | Self::Delete
             | Self::Exist
             | Self::Namespaces
+            | Self::CheckpointList
+            | Self::CheckpointManifest
             | Self::CheckpointRead
+            | Self::CheckpointDelete
             | Self::Stats => false,
         }
     }
@@ -108,7 +108,9 @@ pub mod command_flags {
 
 /// The fixed 64 bytes of a command capsule. Behind them: `items` [`Item`]s (none: the command
 /// itself is the one item), the keys in the same order, then the in-capsule data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Command {
     /// Type [`super::PduType::Command`]; `length` covers items, keys and in-capsule data.
@@ -189,7 +191,9 @@ impl Command {
 }
 
 /// One item of a batch: 32 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Item {
     /// Bytes of this item's key.
@@ -283,8 +287,8 @@ impl<'a> Capsule<'a> {
         if count > 0 && command.key_length.get() != 0 {
             return Err(DecodeError::Field("a batch with a key of its own"));
         }
-        let (items, rest) =
-            <[Item]>::ref_from_prefix_with_elems(rest, count).map_err(|_| DecodeError::Truncated)?;
+        let (items, rest) = <[Item]>::ref_from_prefix_with_elems(rest, count)
+            .map_err(|_| DecodeError::Truncated)?;
         if items.iter().any(|item| item.reserved.get() != 0 || item.reserved2.get() != 0) {
             return Err(DecodeError::Reserved);
         }

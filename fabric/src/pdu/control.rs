@@ -9,7 +9,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// AUTH and AUTH_ACK, 16 bytes: method 0 (`none`) is the only one so far; a method's own bytes
 /// would follow, counted by `header.length`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Auth {
     /// Type Auth or AuthAck.
@@ -77,7 +79,9 @@ impl Transfer {
 }
 
 /// R2T, 24 bytes: the server has memory ready for `length` bytes of the value, from `offset` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct ReadyToTransfer {
     /// Type ReadyToTransfer, the command's `cid`.
@@ -123,7 +127,9 @@ impl ReadyToTransfer {
 
 /// DATA, 24 bytes and then the bytes that an R2T asked for, all of them; the value as a whole is
 /// covered by the command's `data_crc`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Data {
     /// Type Data, the command's `cid`; `length` counts the bytes that follow.
@@ -172,7 +178,9 @@ impl Data {
 }
 
 /// CANCEL, 16 bytes: answer `cid` now with `Cancelled`, if it has not been answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Cancel {
     /// Type Cancel, the `cid` to cancel.
@@ -209,7 +217,9 @@ impl Cancel {
 }
 
 /// PING and PONG, 24 bytes; a PONG returns the PING's `nonce`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Ping {
     /// Type Ping or Pong.
@@ -249,7 +259,9 @@ impl Ping {
 }
 
 /// GOAWAY, 16 bytes: no new commands on this connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct GoAway {
     /// Type GoAway.

@@ -19,7 +19,9 @@ pub mod features {
 }
 
 /// Client → server, the first PDU. 64 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Hello {
     /// Type [`PduType::Hello`], `length` 64.
@@ -126,7 +128,9 @@ impl Hello {
 /// Server → client: 96 bytes, then `reactors` [`Endpoint`]s, then `shards` reactor numbers (u16
 /// each): the key → reactor map, with [`crate::route::shard_of`], then the CRC32C (u32) of all that
 /// is behind the 96 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct HelloAck {
     /// Type [`PduType::HelloAck`].
@@ -171,7 +175,9 @@ pub struct HelloAck {
 const _: () = assert!(size_of::<HelloAck>() == 96);
 
 /// Where one reactor listens on the transport of this connection: 24 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Endpoint {
     /// IPv6 address, or IPv4 mapped into it (RFC 4291, 2.5.5.2). All zero: the address that the

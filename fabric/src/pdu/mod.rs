@@ -19,7 +19,9 @@ mod response;
 
 pub use command::{Capsule, Command, Item, Opcode, command_flags};
 pub use control::{Auth, Cancel, Data, GoAway, GoAwayReason, Ping, ReadyToTransfer, Transfer};
-pub use hello::{ENDPOINT_BYTES, Endpoint, Hello, HelloAck, Offer, TRANSPORT_TCP, Welcome, features};
+pub use hello::{
+    ENDPOINT_BYTES, Endpoint, Hello, HelloAck, Offer, TRANSPORT_TCP, Welcome, features,
+};
 pub use list::{ListEntries, ListEntry, ListHeader};
 pub use response::{ItemResult, Outcome, Response, response_flags};
 
@@ -111,9 +113,7 @@ impl PduType {
         match self {
             Self::Hello => exactly(size_of::<Hello>()),
             Self::HelloAck => size_of::<HelloAck>() + 4..=HELLO_ACK_BYTES_MAX,
-            Self::Auth | Self::AuthAck => {
-                size_of::<Auth>()..=size_of::<Auth>() + AUTH_BYTES_MAX
-            }
+            Self::Auth | Self::AuthAck => size_of::<Auth>()..=size_of::<Auth>() + AUTH_BYTES_MAX,
             Self::Command => size_of::<Command>()..=CAPSULE_BYTES_MAX,
             Self::Response => {
                 size_of::<Response>()..=size_of::<Response>() + RESPONSE_DATA_BYTES_MAX
@@ -150,7 +150,9 @@ const HELLO_ACK_BYTES_MAX: usize = size_of::<HelloAck>()
     + size_of::<U32>();
 
 /// The first 8 bytes of every PDU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct CommonHeader {
     /// A [`PduType`].

@@ -15,7 +15,9 @@ pub mod response_flags {
 
 /// The end of one command. On a byte stream `data_length` bytes follow (and `header.length` counts
 /// them); on RDMA they have been written to the client's memory before this is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct Response {
     /// Type [`super::PduType::Response`], the command's `cid`.
@@ -103,7 +105,9 @@ impl Response {
 
 /// The end of one item of a batch, 16 bytes; a batch's data begins with one for each item, in order,
 /// followed by the items' data, each item's right behind the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(C)]
 pub struct ItemResult {
     /// A [`crate::Status`].
@@ -146,7 +150,8 @@ impl ItemResult {
         if results.iter().any(|result| result.reserved.get() != 0) {
             return Err(DecodeError::Reserved);
         }
-        let data_bytes: u64 = results.iter().map(|result| u64::from(result.data_length.get())).sum();
+        let data_bytes: u64 =
+            results.iter().map(|result| u64::from(result.data_length.get())).sum();
         if data_bytes != rest.len() as u64 {
             return Err(DecodeError::Length);
         }

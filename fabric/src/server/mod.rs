@@ -38,7 +38,7 @@ pub struct ServerConfig {
     pub keep_alive_ms: u32,
     /// The longest deadline of a command, in microseconds.
     pub timeout_max_us: u32,
-    /// The transport's most connections.
+    /// The transport's most connections: its `ConnId`s have slots below this.
     pub connections_max: u16,
     /// The pool's UUID.
     pub pool: [u8; 16],

@@ -178,7 +178,6 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         connection.in_ready = true;
         slot.connection = Some(connection);
         self.ready.push_back(number);
-        self.next_sweep_us = self.next_sweep_us.min(self.now_us + SWEEP_US);
         sink.connected(id);
     }
 
@@ -219,6 +218,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         sink.closed(connection.id, CloseReason::Protocol(what));
         mark(&mut self.ready, &mut connection.in_ready, number);
         mark(&mut self.dirty, &mut connection.in_dirty, number);
+        self.watch_over();
     }
 
     /// Forgets a connection, and reports its end if that was not done yet.
@@ -242,18 +242,27 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         if self.now_us < self.next_sweep_us {
             return;
         }
+        self.next_sweep_us = u64::MAX;
         for number in 0..self.slots.len() as u16 {
             let Some(connection) = self.slots[usize::from(number)].connection.as_deref() else {
                 continue;
             };
-            let bound_us =
-                if connection.is_open() { self.config.stall_us } else { self.config.linger_us };
-            if connection.is_waiting() && self.now_us >= connection.progress_us + bound_us {
+            if !connection.is_waiting() {
+                continue;
+            }
+            let StreamConfig { stall_us, linger_us, .. } = self.config;
+            let bound_us = if connection.is_open() { stall_us } else { linger_us };
+            if self.now_us >= connection.progress_us + bound_us {
                 self.end(number, CloseReason::Lost, sink);
+            } else {
+                self.next_sweep_us = self.now_us + SWEEP_US;
             }
         }
-        let any = self.connections() > 0;
-        self.next_sweep_us = if any { self.now_us + SWEEP_US } else { u64::MAX };
+    }
+
+    /// A connection begins to wait for its peer.
+    fn watch_over(&mut self) {
+        self.next_sweep_us = self.next_sweep_us.min(self.now_us + SWEEP_US);
     }
 
     /// Queues bytes with `queue`; what `send` and `push` have in common.
@@ -272,6 +281,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
             connection.in_dirty = true;
             self.dirty.push_back(conn.slot);
         }
+        self.watch_over();
     }
 
     fn report_soon(&mut self, number: u16) {
@@ -353,6 +363,7 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         }
         mark(&mut self.ready, &mut connection.in_ready, conn.slot);
         mark(&mut self.dirty, &mut connection.in_dirty, conn.slot);
+        self.watch_over();
     }
 
     fn flush(&mut self, now_us: u64) {
