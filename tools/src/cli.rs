@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::{ckpt, demo, exit, kv, perf, status};
+use crate::{ckpt, demo, exit, format, inspect, kv, perf, status};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use std::io::Write;
 
@@ -46,6 +46,10 @@ pub(crate) enum Command {
     Ckpt(ckpt::Args),
     /// Measure throughput and latency
     Perf(Box<perf::Args>),
+    /// Make a pool of devices
+    Format(format::Args),
+    /// Show what is on media, without a daemon
+    Inspect(inspect::Args),
     /// Run the whole path once, with a crash in the middle, and verify every byte
     Demo(demo::Args),
     /// Show what a server is doing

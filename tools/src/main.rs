@@ -11,6 +11,8 @@ mod clock;
 mod context;
 mod demo;
 mod exit;
+mod format;
+mod inspect;
 mod kv;
 mod output;
 mod perf;
@@ -43,6 +45,8 @@ fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Kv(args) => kv::run(args, context),
         Command::Ckpt(args) => ckpt::run(args, context),
         Command::Perf(args) => perf::run(*args, context),
+        Command::Format(args) => format::run(args, context),
+        Command::Inspect(args) => inspect::run(args, context),
         Command::Demo(args) => demo::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Completions { shell } => cli::completions(shell),

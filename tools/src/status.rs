@@ -5,7 +5,7 @@ use crate::output;
 use anyhow::Context as _;
 use forebay_fabric::client::NamespaceInfo;
 use serde_json::{Value, json};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,14 +40,17 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     })
 }
 
-/// The daemon sends its status as one JSON object and closes.
+/// One line asks, one line of JSON answers.
 fn ask(socket: &Path) -> anyhow::Result<Value> {
     let shown = socket.display();
     let mut stream =
         UnixStream::connect(socket).with_context(|| format!("cannot connect to {shown}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"\"status\"\n").with_context(|| format!("cannot ask {shown}"))?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).with_context(|| format!("no answer from {shown}"))?;
+    BufReader::new(stream)
+        .read_line(&mut text)
+        .with_context(|| format!("no answer from {shown}"))?;
     serde_json::from_str(&text).with_context(|| format!("{shown} does not answer in JSON"))
 }
 
