@@ -32,7 +32,7 @@ const LOOK_BYTES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The device does not open, or gives no queue.
-    #[error("{0}")]
+    #[error(transparent)]
     Open(#[from] uring::OpenError),
     /// Its content is not what it should be.
     #[error("{path}: {error}")]

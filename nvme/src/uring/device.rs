@@ -8,12 +8,17 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use crate::{BLOCK_BYTES, arena};
+
+/// How often, and how far apart, a device is asked for that somebody else still holds.
+const CLAIM_TRIES: u32 = 250;
+const CLAIM_PAUSE: Duration = Duration::from_millis(4);
 
 /// Why a device could not be opened. Every message says what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -103,14 +108,7 @@ pub(super) struct Target {
 impl Target {
     pub(super) fn open(path: &Path, create_bytes: Option<u64>) -> Result<Self, OpenError> {
         let fail = |what| move |source| refused(path, what, source);
-        let (file, created) = open_direct(path, create_bytes.is_some())?;
-        let file =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(
-                |(_, errno)| match errno {
-                    Errno::EWOULDBLOCK => OpenError::Locked { path: path.into() },
-                    errno => refused(path, "lock it", errno.into()),
-                },
-            )?;
+        let (file, created) = claim(path, create_bytes.is_some())?;
         let metadata = file.metadata().map_err(fail("look at it"))?;
         // A file of no size is one whose creator died before it gave it one.
         if metadata.is_file()
@@ -131,6 +129,32 @@ impl Target {
             (block_has_cache(metadata.rdev()), block_can_discard(metadata.rdev()))
         };
         Ok(Self { file, blocks, volatile_write_cache, discard })
+    }
+}
+
+/// Opens the device and locks it, for this process alone; also tells whether it was created.
+///
+/// The kernel takes the ring of a killed daemon apart, lets its last writes end, and only then gives up
+/// its lock: some milliseconds behind the end of the process. That is what the lock is for, so a start
+/// right behind a SIGKILL waits for it.
+fn claim(path: &Path, create: bool) -> Result<(Flock<File>, bool), OpenError> {
+    for _ in 0..CLAIM_TRIES {
+        match try_claim(path, create) {
+            Err(OpenError::Locked { .. } | OpenError::Busy { .. }) => {}
+            claimed => return claimed,
+        }
+        #[expect(clippy::disallowed_methods, reason = "nothing runs on this thread yet")]
+        std::thread::sleep(CLAIM_PAUSE);
+    }
+    try_claim(path, create)
+}
+
+fn try_claim(path: &Path, create: bool) -> Result<(Flock<File>, bool), OpenError> {
+    let (file, created) = open_direct(path, create)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok((file, created)),
+        Err((_, Errno::EWOULDBLOCK)) => Err(OpenError::Locked { path: path.into() }),
+        Err((_, errno)) => Err(refused(path, "lock it", errno.into())),
     }
 }
 
