@@ -97,7 +97,23 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
         self.input.give_up()
     }
 
-    pub(super) fn receive(&mut self, sink: &mut dyn Sink<B>, short_blocks: bool) -> Received {
+    /// Receives until the stream is empty or `budget_bytes` are used up.
+    pub(super) fn receive(
+        &mut self,
+        sink: &mut dyn Sink<B>,
+        short_blocks: bool,
+        budget_bytes: usize,
+    ) -> Received {
+        let mut total = 0;
+        loop {
+            match self.receive_once(sink, short_blocks) {
+                Received::More(bytes) if total + bytes < budget_bytes => total += bytes,
+                received => return received,
+            }
+        }
+    }
+
+    fn receive_once(&mut self, sink: &mut dyn Sink<B>, short_blocks: bool) -> Received {
         if let Some(reason) = self.broken {
             return Received::Closed(reason);
         }
@@ -108,7 +124,7 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
         };
         match received {
             // The end of a stream may have come with the last bytes, and is said only once.
-            Received::Empty if self.hangup && short_blocks => Received::More,
+            Received::Empty if self.hangup && short_blocks => Received::More(0),
             received => received,
         }
     }

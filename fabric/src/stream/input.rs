@@ -31,8 +31,8 @@ pub(super) struct Pull<B> {
 /// How a try to receive ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    /// There may be more.
-    More,
+    /// So many bytes; there may be more.
+    More(usize),
     /// Nothing more has arrived yet.
     Empty,
     /// Nothing more will be taken.
@@ -99,7 +99,7 @@ impl<B: Buffer> Input<B> {
             Ok(bytes) => match self.take(conn, bytes, sink) {
                 Err(what) => Received::Closed(CloseReason::Protocol(what)),
                 Ok(()) if bytes < room && short_blocks => Received::Empty,
-                Ok(()) => Received::More,
+                Ok(()) => Received::More(bytes),
             },
             Err(error) => after(error.kind()),
         }
@@ -109,7 +109,7 @@ impl<B: Buffer> Input<B> {
     pub(super) fn discard(&mut self, stream: &mut impl Read) -> Received {
         match stream.read(&mut self.bytes) {
             Ok(0) => Received::Closed(CloseReason::Local),
-            Ok(_) => Received::More,
+            Ok(bytes) => Received::More(bytes),
             Err(error) => after(error.kind()),
         }
     }
@@ -215,7 +215,7 @@ impl<B: Buffer> Input<B> {
 fn after(error: ErrorKind) -> Received {
     match error {
         ErrorKind::WouldBlock => Received::Empty,
-        ErrorKind::Interrupted => Received::More,
+        ErrorKind::Interrupted => Received::More(0),
         _ => Received::Closed(CloseReason::Lost),
     }
 }

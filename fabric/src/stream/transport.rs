@@ -1,9 +1,10 @@
 //! [`StreamTransport`]: the table of connections, and whose turn it is.
 //!
-//! One `poll` asks the listener what became ready and reads once from every connection that may
-//! have bytes; one `flush` writes once to every connection that has some queued. A connection that
-//! has more waits for the next tick, behind the others: none can starve them. In the steady state a
-//! tick costs one system call to learn what is ready, one read and one write per busy connection.
+//! One `poll` asks the listener what became ready and reads from every connection that may have
+//! bytes; one `flush` writes to every connection that has some queued. A connection that has more
+//! than its budget waits for the next tick, behind the others: none can starve them. In the steady
+//! state a tick costs one system call to learn what is ready, one read and one write per busy
+//! connection.
 
 use super::connection::Connection;
 use super::input::{Pull, Received};
@@ -20,6 +21,9 @@ use zerocopy::IntoBytes;
 const ACCEPTS_MAX: usize = 16;
 /// Streams of which one poll hears.
 const EVENTS_MAX: usize = 256;
+/// Once so many bytes were read in one go it is the others' turn. Large enough that the answers to
+/// several large stores leave in one write.
+const BUDGET_BYTES: usize = 512 << 10;
 /// How often the connections that wait for their peer are looked at, in microseconds.
 const SWEEP_US: u64 = 100_000;
 
@@ -181,7 +185,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         sink.connected(id);
     }
 
-    /// Reads once from every connection that was ready when this began.
+    /// Reads from every connection that was ready when this began.
     fn receive(&mut self, sink: &mut dyn Sink<B>) -> bool {
         let count = self.ready.len();
         for _ in 0..count {
@@ -190,9 +194,9 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
                 continue;
             };
             connection.in_ready = false;
-            match connection.receive(sink, L::SHORT_BLOCKS) {
+            match connection.receive(sink, L::SHORT_BLOCKS, BUDGET_BYTES) {
                 Received::Empty => {}
-                Received::More => {
+                Received::More(_) => {
                     connection.in_ready = true;
                     self.ready.push_back(number);
                 }
