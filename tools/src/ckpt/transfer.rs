@@ -10,6 +10,9 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// The longest time that the histogram tells apart, in nanoseconds: 10 minutes.
+const LATENCY_MAX_NS: u64 = 600_000_000_000;
+
 /// One chunk under way.
 struct Flight {
     began_ns: u64,
@@ -59,7 +62,7 @@ impl<'a> Transfer<'a> {
             done: Vec::new(),
             spare: Vec::new(),
             started_ns: clock::now_ns(),
-            latency_ns: Histogram::new(3).expect("3 digits are possible"),
+            latency_ns: Histogram::new_with_max(LATENCY_MAX_NS, 3).expect("3 digits are possible"),
             moved_bytes: 0,
         }
     }
