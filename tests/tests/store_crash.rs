@@ -36,7 +36,8 @@ struct Expected {
 type Model = Rc<RefCell<BTreeMap<Vec<u8>, Expected>>>;
 
 fn value(key: &[u8], version: Version, sizes: u32) -> Vec<u8> {
-    let seed = key.iter().fold(version, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+    let seed =
+        key.iter().fold(version, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(*byte)));
     let mut rng = fastrand::Rng::with_seed(seed);
     let length = match rng.u8(..8) {
         0 => 0,
@@ -155,7 +156,10 @@ fn one_run(seed: u64, memory: &Memory) {
                 blocks: 1024 + 2 * (64 + 2 * 8 + 12 * segment_blocks),
                 volatile_write_cache: rng.u8(..4) > 0,
                 seed: rng.u64(..),
-                faults: Faults { atomic_bytes: if rng.bool() { 512 } else { 4096 }, ..Faults::default() },
+                faults: Faults {
+                    atomic_bytes: if rng.bool() { 512 } else { 4096 },
+                    ..Faults::default()
+                },
                 ..SimConfig::default()
             })
         })

@@ -120,6 +120,7 @@ impl Core {
     /// background. `true` if anything happened.
     pub fn turn(&mut self, now: Now, other: &mut dyn FnMut(TaskId)) -> bool {
         self.now.set(now);
+        self.ready.turn();
         let mut busy = self.store.tick(now.unix_s as u32);
         busy |= self.run_ready(other);
         // First poll: what the network asked for. Second: the journal pages that follow from it.
