@@ -8,20 +8,26 @@
 use super::format::{Record, RecordKind};
 use super::index::{Entry, KeyHash};
 use super::read::PendingRetrieve;
-use super::shard::Shard;
+use super::shard::{Pin, Shard};
+use super::space::SegmentClass;
 use super::write::PendingStore;
 use crate::executor::Waiters;
 use forebay_fabric::Status;
+use std::ops::Range;
 use std::rc::Rc;
 
-/// Workers of a shard. As many small values are packed into the same blocks.
-pub(super) const WORKERS: usize = 32;
+/// Workers of a shard. As many small values are packed into the same blocks: of the smallest, a whole
+/// block.
+pub(super) const WORKERS: usize = 64;
 
 /// Bytes of values that are being moved at a time.
 const BYTES_MAX: u64 = 4 << 20;
 
 /// Slots of the index that are looked at before others run.
 const SCAN_SLOTS: usize = 4096;
+
+/// Jobs in the queue at which the scan waits for the workers.
+const QUEUE_FULL: usize = 4 * WORKERS;
 
 /// One thing for a worker to do.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +53,9 @@ pub(super) struct Jobs {
     queue: Vec<Job>,
     active: usize,
     active_bytes: u64,
+    /// The scan is looking for more to do.
+    is_scanning: bool,
+    /// The scan waits here for the workers.
     idle: Rc<Waiters>,
 }
 
@@ -60,6 +69,11 @@ impl Jobs {
         self.active += 1;
         self.active_bytes += job.bytes();
         Some(job)
+    }
+
+    /// Are there more values on their way to the packer than the `values` that wait in it?
+    pub(super) fn more_than(&self, values: usize) -> bool {
+        self.is_scanning || self.active > values
     }
 
     fn is_done(&self) -> bool {
@@ -79,20 +93,26 @@ pub(super) async fn work(shard: Rc<Shard>) {
         let mut jobs = shard.jobs.borrow_mut();
         jobs.active -= 1;
         jobs.active_bytes -= job.bytes();
-        if jobs.is_done() {
-            jobs.idle.wake_all(&ready);
-        }
+        jobs.idle.wake_all(&ready);
         drop(jobs);
         shard.job_waiters.wake_all(&ready);
+        wake_packer(&shard);
     }
+}
+
+/// The cleaner's packer looks again whether more values are on their way to it.
+fn wake_packer(shard: &Shard) {
+    shard.packers[SegmentClass::Cleaner as usize].borrow().wakeup.wake_all(&shard.context.ready);
 }
 
 async fn relocate(shard: &Rc<Shard>, entry: Entry) {
     let pointer = entry.pointer();
-    let current = shard.index.borrow().get(pointer.hash).copied();
+    let current = shard.index.borrow().get(pointer.hash);
     if current != Some(entry) {
         return;
     }
+    // To the end: if the key got another value meanwhile, that one must not lie at this very address.
+    let _pin = Pin::new(shard, pointer.address);
     let whole = 0..u64::from(pointer.length);
     let read = PendingRetrieve::new(shard.clone(), pointer, whole).finish().await;
     let outcome = match read {
@@ -105,6 +125,7 @@ async fn relocate(shard: &Rc<Shard>, entry: Entry) {
     match outcome {
         // Another value took its place meanwhile: that is what the cleaner wants.
         Ok(()) | Err(Status::Busy | Status::NotFound) => {}
+        Err(Status::NoSpace) => shard.space.borrow_mut().cleaner_is_stuck(),
         Err(status) => quarantine(shard, pointer.address, status),
     }
 }
@@ -124,7 +145,7 @@ fn quarantine(shard: &Shard, address: u64, status: Status) {
 async fn expire(shard: &Shard, hash: KeyHash) {
     let expired = {
         let index = shard.index.borrow();
-        index.get(hash).is_some_and(|entry| shard.is_expired(entry))
+        index.get(hash).is_some_and(|entry| shard.is_expired(&entry))
     };
     if expired {
         let record = Record { kind: RecordKind::Delete(hash), token: 0, key: &[] };
@@ -157,18 +178,32 @@ pub(super) async fn sweep(shard: &Rc<Shard>) {
 async fn run_all(shard: &Rc<Shard>, select: impl Fn(&Entry) -> Option<Job>) {
     let ready = &shard.context.ready;
     let slots = shard.index.borrow().slots();
+    let idle = shard.jobs.borrow().idle.clone();
     for start in (0..slots).step_by(SCAN_SLOTS) {
-        {
-            let index = shard.index.borrow();
-            let entries = (start..slots.min(start + SCAN_SLOTS)).filter_map(|slot| index.at(slot));
-            shard.jobs.borrow_mut().queue.extend(entries.filter_map(&select));
-        }
-        let idle = shard.jobs.borrow().idle.clone();
-        if shard.jobs.borrow().is_done() {
-            ready.pass().await;
-            continue;
-        }
+        let queued = scan(shard, start..slots.min(start + SCAN_SLOTS), &select);
         shard.job_waiters.wake_all(ready);
-        idle.until(ready, || shard.jobs.borrow().is_done().then_some(())).await;
+        if queued >= QUEUE_FULL {
+            drained(shard, &idle, |jobs| jobs.queue.len() < QUEUE_FULL).await;
+        } else {
+            ready.pass().await;
+        }
     }
+    drained(shard, &idle, Jobs::is_done).await;
+}
+
+/// Puts jobs for `slots` of the index in the queue; returns how many wait there.
+fn scan(shard: &Shard, slots: Range<usize>, select: impl Fn(&Entry) -> Option<Job>) -> usize {
+    let mut jobs = shard.jobs.borrow_mut();
+    jobs.is_scanning = true;
+    let index = shard.index.borrow();
+    let entries = slots.filter_map(|slot| index.at(slot));
+    jobs.queue.extend(entries.filter_map(|entry| select(&entry)));
+    jobs.queue.len()
+}
+
+/// Waits until the workers have come so far.
+async fn drained(shard: &Rc<Shard>, idle: &Waiters, is_enough: impl Fn(&Jobs) -> bool) {
+    shard.jobs.borrow_mut().is_scanning = false;
+    wake_packer(shard);
+    idle.until(&shard.context.ready, || is_enough(&shard.jobs.borrow()).then_some(())).await;
 }

@@ -7,7 +7,7 @@
 
 use super::format::{Record, RecordKind};
 use super::journal::{Batch, Committed, settled};
-use super::shard::Shard;
+use super::shard::{Room, Shard};
 use super::tokens::Known;
 use forebay_fabric::Status;
 use forebay_nvme::{BLOCK_BYTES, BlockError};
@@ -41,13 +41,17 @@ impl Shard {
             Some(Known::Pending) => return None,
             None => {}
         }
-        if matches!(record.kind, RecordKind::Put(_)) {
-            if !self.has_index_room(record.key.len()) {
-                return Some(Appended::Over(Err(Status::NoSpace)));
-            }
-            if !self.has_key_log_room(record.key.len()) {
-                self.upkeep.wake_all(&self.context.ready);
-                return None;
+        if let RecordKind::Put(entry) = record.kind
+            && !self.is_overwrite(entry.hash())
+        {
+            match self.index_room(record.key.len()) {
+                Room::Free => {}
+                Room::Full => return Some(Appended::Over(Err(Status::NoSpace))),
+                Room::AfterCheckpoint => {
+                    self.checkpoint_wanted.set(true);
+                    self.upkeep.wake_all(&self.context.ready);
+                    return None;
+                }
             }
         }
         let ticket = self.commits.borrow_mut().take();
@@ -59,12 +63,6 @@ impl Shard {
         self.tokens.borrow_mut().note(record.token, None);
         self.committer.wake_all(&self.context.ready);
         Some(Appended::Ticket(ticket))
-    }
-
-    fn has_key_log_room(&self, key_length: usize) -> bool {
-        let journal = self.journal.borrow();
-        let bytes = journal.pending_key_bytes + key_length;
-        self.key_log.borrow().has_room(journal.pending_puts + 1, bytes)
     }
 }
 
@@ -116,11 +114,7 @@ async fn write(
 
 fn refuse(shard: &Shard, batch: &Batch) {
     for apply in &batch.applies {
-        if matches!(apply.kind, RecordKind::Put(_)) {
-            let mut journal = shard.journal.borrow_mut();
-            journal.pending_puts -= 1;
-            journal.pending_key_bytes -= apply.key.len();
-        }
+        shard.journal.borrow_mut().is_over(apply);
         shard.commits.borrow_mut().settle(apply.ticket, Err(Status::Device), &shard.context.ready);
     }
 }

@@ -6,6 +6,7 @@
 //!                     | journal ring | index A | index B | segment 0 | segment 1 | …
 //! ```
 
+use forebay_fabric::pdu::VALUE_BYTES_MAX;
 use forebay_nvme::BLOCK_BYTES;
 
 /// Bytes in a block.
@@ -99,9 +100,11 @@ impl Layout {
         options: FormatOptions,
     ) -> Result<(Self, u32), (u32, u64)> {
         let pool_bytes = device_blocks * BLOCK * u64::from(devices);
-        let segment_bytes = options
-            .segment_bytes
-            .unwrap_or_else(|| floor_power_of_two(pool_bytes / 512).clamp(8 << 20, 64 << 20));
+        let segment_bytes = options.segment_bytes.unwrap_or_else(|| {
+            let bytes = floor_power_of_two(pool_bytes / 512).clamp(8 << 20, 64 << 20);
+            // The largest values fill it with their checksum pages: they would waste half of it.
+            bytes + bytes / VALUE_BYTES_MAX as u64 * BLOCK
+        });
         let shards = options.shards.unwrap_or_else(|| {
             let shards = floor_power_of_two(pool_bytes / segment_bytes / 128).clamp(4, 64) as u32;
             shards.max(devices.next_power_of_two())

@@ -48,7 +48,8 @@ impl Writer<'_> {
     /// Appends the current entry of `hash`; `Some(false)` if the key is gone, `None` if the buffer
     /// has to be written first.
     fn push(&mut self, hash: KeyHash, key: &[u8]) -> Option<bool> {
-        let Some(entry) = self.shard.find(hash) else { return Some(false) };
+        // Expired or not: until it is deleted, an overwrite relies on its key being kept here.
+        let Some(entry) = self.shard.find_any(hash) else { return Some(false) };
         loop {
             if self.filled == CHUNK_PAGES {
                 return None;
@@ -116,6 +117,7 @@ impl Writer<'_> {
 pub(super) async fn write(shard: &Rc<Shard>) -> Result<(), CheckpointError> {
     let journal_sequence = shard.journal.borrow().applied_sequence;
     let keys = shard.key_log.borrow().len();
+    let removed_keys = shard.removed_keys.get();
     let order = shard.key_log.borrow().sorted(keys, 0);
     let last = shard.checkpointed.get();
     let generation = last.generation + 1;
@@ -133,6 +135,7 @@ pub(super) async fn write(shard: &Rc<Shard>) -> Result<(), CheckpointError> {
     let checkpointed = writer.finish(journal_sequence).await?;
     shard.checkpointed.set(checkpointed);
     shard.index_media_bytes.set(shard.index_media_bytes.get() - dropped);
+    shard.removed_keys.set(shard.removed_keys.get() - removed_keys);
     shard.key_log.borrow_mut().forget(keys);
     shard.journal.borrow_mut().tail_sequence = journal_sequence;
     Ok(())

@@ -115,6 +115,8 @@ pub struct Journal {
     pub tail_sequence: u64,
     /// Puts that are appended and not yet applied: each may become a new entry.
     pub pending_puts: usize,
+    /// Deletes that are appended and not yet applied: each may make an overwrite a new entry.
+    pub pending_deletes: usize,
     /// Bytes of their keys.
     pub pending_key_bytes: usize,
     filling: Batch,
@@ -133,6 +135,7 @@ impl Journal {
             applied_sequence: next_sequence,
             tail_sequence,
             pending_puts: 0,
+            pending_deletes: 0,
             pending_key_bytes: 0,
             filling,
             spare: Some(spare),
@@ -170,13 +173,29 @@ impl Journal {
             return false;
         }
         let Some(key) = self.filling.push(record, pages_max) else { return false };
-        if matches!(record.kind, RecordKind::Put(_)) {
-            self.pending_puts += 1;
-            self.pending_key_bytes += record.key.len();
+        match record.kind {
+            RecordKind::Put(_) => {
+                self.pending_puts += 1;
+                self.pending_key_bytes += record.key.len();
+            }
+            RecordKind::Delete(_) => self.pending_deletes += 1,
+            RecordKind::Move { .. } => {}
         }
         let (kind, token) = (record.kind, record.token);
         self.filling.applies.push(Apply { kind, token, key, ticket });
         true
+    }
+
+    /// An appended record is about to be applied, or has been refused.
+    pub fn is_over(&mut self, apply: &Apply) {
+        match apply.kind {
+            RecordKind::Put(_) => {
+                self.pending_puts -= 1;
+                self.pending_key_bytes -= apply.key.len();
+            }
+            RecordKind::Delete(_) => self.pending_deletes -= 1,
+            RecordKind::Move { .. } => {}
+        }
     }
 
     /// Takes the filling batch for writing, and the number of its first page. `None` if it is empty,

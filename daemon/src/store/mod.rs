@@ -180,7 +180,8 @@ impl Store {
             for class in SegmentClass::ALL {
                 tasks.push(Box::pin(packer::run(shard.clone(), class)));
             }
-            tasks.push(Box::pin(upkeep::run(shard.clone())));
+            tasks.push(Box::pin(upkeep::run_checkpoints(shard.clone())));
+            tasks.push(Box::pin(upkeep::run_cleaning(shard.clone())));
             for _ in 0..cleaner::WORKERS {
                 tasks.push(Box::pin(cleaner::work(shard.clone())));
             }
@@ -195,14 +196,21 @@ impl Store {
         context.now_s.set(now_s);
         let waiting = !context.memory.is_empty();
         context.memory.wake_all(&context.ready);
-        if now_s >= self.0.next_sweep_s.get() && context.namespaces.any_ttl() {
+        if now_s >= self.0.next_sweep_s.get() {
             self.0.next_sweep_s.set(now_s + SWEEP_INTERVAL_S);
-            for shard in self.shards() {
-                shard.sweep_wanted.set(true);
-                shard.upkeep.wake_all(&context.ready);
+            if context.namespaces.any_ttl() {
+                self.sweep();
             }
         }
         waiting
+    }
+
+    /// Has expired entries looked for.
+    fn sweep(&self) {
+        for shard in self.shards() {
+            shard.sweep_wanted.set(true);
+            shard.upkeep.wake_all(&self.context().ready);
+        }
     }
 
     /// Writes index checkpoints of all shards, so that the next start is quick.

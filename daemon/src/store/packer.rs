@@ -2,11 +2,12 @@
 //!
 //! A small value is copied into the filling buffer; when everything else that was ready has run, the
 //! buffer is written in one go, and each value learns its address. A block is written once: the next
-//! small value starts another, and the cleaner packs what is left more densely.
+//! small value starts another, and the cleaner packs what is left more densely: its values wait until
+//! the buffer is full or nothing more is to come.
 
 use super::format::UNIT_BYTES;
 use super::journal::{Tickets, settled};
-use super::shard::{Pin, Shard};
+use super::shard::{Pin, Shard, value_units};
 use super::space::{SegmentClass, UNITS_PER_BLOCK};
 use crate::executor::Waiters;
 use forebay_fabric::Status;
@@ -31,6 +32,8 @@ struct Waiting {
 struct Pack {
     buffer: DmaBuf,
     used: usize,
+    /// Bytes skipped because the next value did not fit into the rest of a block.
+    skipped: usize,
     waiting: Vec<Waiting>,
 }
 
@@ -58,6 +61,7 @@ impl Packer {
         let [filling, spare] = buffers.map(|buffer| Pack {
             buffer,
             used: 0,
+            skipped: 0,
             waiting: Vec::with_capacity(BUFFER_BYTES / UNIT_BYTES as usize),
         });
         Self {
@@ -81,6 +85,7 @@ impl Packer {
             return None;
         }
         pack.buffer[pack.used..offset].fill(0);
+        pack.skipped += offset - pack.used;
         let end = offset + value.len();
         pack.buffer[offset..end].copy_from_slice(value);
         pack.used = end.next_multiple_of(UNIT_BYTES as usize);
@@ -90,8 +95,11 @@ impl Packer {
         Some(ticket)
     }
 
-    fn take(&mut self) -> Option<Pack> {
-        if self.filling.waiting.is_empty() {
+    /// Takes the filling buffer, unless it is to `hold` values until there are more.
+    fn take(&mut self, hold: impl FnOnce(usize) -> bool) -> Option<Pack> {
+        let values = self.filling.waiting.len();
+        let is_full = !self.room.is_empty();
+        if values == 0 || !is_full && hold(values) {
             return None;
         }
         let spare = self.spare.take()?;
@@ -110,10 +118,15 @@ pub(super) async fn pack(
         let packer = shard.packers[class as usize].borrow();
         (packer.tickets.clone(), packer.room.clone(), packer.wakeup.clone())
     };
-    let ticket = room.until(ready, || shard.packers[class as usize].borrow_mut().push(value)).await;
-    wakeup.wake_all(ready);
+    let push = || {
+        wakeup.wake_all(ready);
+        shard.packers[class as usize].borrow_mut().push(value)
+    };
+    let ticket = room.until(ready, push).await;
     let address = settled(&tickets, ticket, ready).await?;
-    Ok((address, Pin::adopt(shard, address)))
+    let is_new = class != SegmentClass::Cleaner;
+    let units = if is_new { value_units(value.len() as u32) } else { 0 };
+    Ok((address, Pin::adopt(shard, address, units)))
 }
 
 /// The task of a class's packer: writes each buffer once everything else that was ready has run.
@@ -121,11 +134,19 @@ pub(super) async fn run(shard: Rc<Shard>, class: SegmentClass) {
     let ready = shard.context.ready.clone();
     let packer = &shard.packers[class as usize];
     let wakeup = packer.borrow().wakeup.clone();
+    let hold = |values| class == SegmentClass::Cleaner && shard.jobs.borrow().more_than(values);
     loop {
-        let mut pack = wakeup.until(&ready, || packer.borrow_mut().take()).await;
+        let mut pack = wakeup.until(&ready, || packer.borrow_mut().take(hold)).await;
         let blocks = pack.used.div_ceil(BLOCK_BYTES);
         pack.buffer[pack.used..blocks * BLOCK_BYTES].fill(0);
         let (buffer, written) = write(&shard, pack.buffer, blocks as u32, class).await;
+        if let Ok(pin) = &written {
+            // The cleaner has done what can be done; what others leave of their last block it packs.
+            let rest =
+                if class == SegmentClass::Cleaner { blocks * BLOCK_BYTES - pack.used } else { 0 };
+            let lost = (pack.skipped + rest) as u64 / UNIT_BYTES;
+            shard.space.borrow_mut().lose(pin.address(), lost);
+        }
         let mut packer = packer.borrow_mut();
         for Waiting { ticket, offset } in pack.waiting.drain(..) {
             let outcome = written.as_ref().map_or_else(
@@ -138,7 +159,7 @@ pub(super) async fn run(shard: Rc<Shard>, class: SegmentClass) {
             );
             packer.tickets.borrow_mut().settle(ticket, outcome, &ready);
         }
-        packer.spare = Some(Pack { buffer, used: 0, ..pack });
+        packer.spare = Some(Pack { buffer, used: 0, skipped: 0, ..pack });
         packer.room.wake_all(&ready);
     }
 }

@@ -30,6 +30,17 @@ pub(super) struct Checkpointed {
     pub pages: u32,
 }
 
+/// Whether there is room for a new key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// There is.
+    Free,
+    /// There will be when a checkpoint has been written.
+    AfterCheckpoint,
+    /// There is none until keys are deleted.
+    Full,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Shard {
@@ -45,6 +56,8 @@ pub struct Shard {
     pub(super) index: RefCell<Index>,
     /// Bytes that all entries would take in a checkpoint.
     pub(super) index_media_bytes: Cell<u64>,
+    /// Keys deleted since the last checkpoint, whose bytes the next one gives back.
+    pub(super) removed_keys: Cell<u64>,
     pub(super) space: RefCell<Space>,
     pub(super) journal: RefCell<Journal>,
     pub(super) commits: RefCell<Tickets<Committed>>,
@@ -100,7 +113,7 @@ impl Shard {
 
     /// The entry of `hash`, unless it has expired.
     pub(super) fn find(&self, hash: KeyHash) -> Option<Entry> {
-        let entry = *self.index.borrow().get(hash)?;
+        let entry = self.index.borrow().get(hash)?;
         (!self.is_expired(&entry)).then_some(entry)
     }
 
@@ -109,14 +122,30 @@ impl Shard {
         expiry_s != 0 && expiry_s <= self.context.now_s.get()
     }
 
+    /// Would a put of `hash` replace an entry, whatever is on its way?
+    pub(super) fn is_overwrite(&self, hash: KeyHash) -> bool {
+        self.journal.borrow().pending_deletes == 0 && self.find_any(hash).is_some()
+    }
+
     /// May one more key of `key_length` bytes be taken, with all that is on its way?
-    pub(super) fn has_index_room(&self, key_length: usize) -> bool {
+    pub(super) fn index_room(&self, key_length: usize) -> Room {
         let journal = self.journal.borrow();
         let index = self.index.borrow();
         let bytes = self.index_media_bytes.get()
             + (journal.pending_key_bytes + key_length) as u64
             + (index_page::entry_bytes(0) * (journal.pending_puts + 1)) as u64;
-        index.len() + journal.pending_puts < index.cap() && bytes <= self.index_media_limit()
+        if index.len() + journal.pending_puts >= index.cap() {
+            return Room::Full;
+        }
+        if bytes > self.index_media_limit() {
+            let has_removed = self.removed_keys.get() > 0;
+            return if has_removed { Room::AfterCheckpoint } else { Room::Full };
+        }
+        let keys = (journal.pending_puts + 1, journal.pending_key_bytes + key_length);
+        match self.key_log.borrow().has_room(keys.0, keys.1) {
+            true => Room::Free,
+            false => Room::AfterCheckpoint,
+        }
     }
 
     /// The most bytes of entries that certainly fit into a checkpoint area.
@@ -128,14 +157,9 @@ impl Shard {
     pub(super) fn apply_batch(&self, batch: &Batch) {
         let buffer = batch.buffer.as_ref().expect("the batch is back from the device");
         for apply in &batch.applies {
+            self.journal.borrow_mut().is_over(apply);
             let existed = match apply.kind {
-                RecordKind::Put(entry) => {
-                    let mut journal = self.journal.borrow_mut();
-                    journal.pending_puts -= 1;
-                    journal.pending_key_bytes -= apply.key.len();
-                    drop(journal);
-                    self.apply_put(entry, &buffer[apply.key.clone()])
-                }
+                RecordKind::Put(entry) => self.apply_put(entry, &buffer[apply.key.clone()]),
                 RecordKind::Delete(hash) => self.apply_delete(hash),
                 RecordKind::Move { from, to } => self.apply_move(from, to),
             };
@@ -165,6 +189,7 @@ impl Shard {
     pub(super) fn apply_delete(&self, hash: KeyHash) -> bool {
         let old = self.index.borrow_mut().remove(hash);
         if let Some(old) = &old {
+            self.removed_keys.set(self.removed_keys.get() + 1);
             self.unlink(old);
         }
         old.is_some_and(|old| !self.is_expired(&old))
@@ -183,8 +208,9 @@ impl Shard {
         true
     }
 
-    fn find_any(&self, hash: KeyHash) -> Option<Entry> {
-        self.index.borrow().get(hash).copied()
+    /// The entry of `hash`, expired or not.
+    pub(super) fn find_any(&self, hash: KeyHash) -> Option<Entry> {
+        self.index.borrow().get(hash)
     }
 
     pub(super) fn add_media_bytes(&self, key_length: i64) {
@@ -249,6 +275,7 @@ impl Shard {
 pub(super) struct Pin {
     shard: Rc<Shard>,
     address: u64,
+    promised_units: u64,
 }
 
 impl Pin {
@@ -256,7 +283,7 @@ impl Pin {
     #[must_use]
     pub(super) fn new(shard: &Rc<Shard>, address: u64) -> Self {
         shard.space.borrow_mut().pin(address);
-        Self { shard: shard.clone(), address }
+        Self { shard: shard.clone(), address, promised_units: 0 }
     }
 
     /// The address that was pinned.
@@ -265,16 +292,20 @@ impl Pin {
         self.address
     }
 
-    /// Takes over the pin that [`Space::allocate`] made.
+    /// Takes over the pin that [`Space::allocate`] made, and promises a new value's units there.
     #[must_use]
-    pub(super) fn adopt(shard: &Rc<Shard>, address: u64) -> Self {
-        Self { shard: shard.clone(), address }
+    pub(super) fn adopt(shard: &Rc<Shard>, address: u64, promised_units: u64) -> Self {
+        shard.space.borrow_mut().promise(promised_units);
+        Self { shard: shard.clone(), address, promised_units }
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.shard.space.borrow_mut().unpin(self.address);
+        let mut space = self.shard.space.borrow_mut();
+        space.keep_promise(self.promised_units);
+        space.unpin(self.address);
+        drop(space);
         self.shard.wake_space_room();
     }
 }

@@ -43,7 +43,19 @@ enum State {
 struct Segment {
     state: State,
     live_units: u64,
+    /// Units that have been given out.
+    written_units: u64,
+    /// Units of them that hold nothing and that moving the values would not give back, because
+    /// they do not fit more densely.
+    lost_units: u64,
     pins: u32,
+}
+
+impl Segment {
+    /// Units that cleaning gives back.
+    fn dead_units(&self) -> u64 {
+        self.written_units - self.lost_units - self.live_units
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,19 +72,26 @@ pub struct Space {
     free: std::collections::VecDeque<u32>,
     open: [Option<Open>; 3],
     live_units: u64,
+    /// Units given out for values that are not linked yet.
+    promised_units: u64,
+    /// The cleaner found no room for what it moves: it rests until a segment is free again.
+    is_stuck: bool,
 }
 
 impl Space {
     /// All segments free.
     #[must_use]
     pub fn new(segments: u32, segment_blocks: u32) -> Self {
-        let empty = Segment { state: State::Free, live_units: 0, pins: 0 };
+        let empty =
+            Segment { state: State::Free, live_units: 0, written_units: 0, lost_units: 0, pins: 0 };
         Self {
             segment_blocks: u64::from(segment_blocks),
             segments: vec![empty; segments as usize],
             free: (0..segments).collect(),
             open: [None; 3],
             live_units: 0,
+            promised_units: 0,
+            is_stuck: false,
         }
     }
 
@@ -88,6 +107,22 @@ impl Space {
     #[must_use]
     pub fn live_units(&self) -> u64 {
         self.live_units
+    }
+
+    /// Would `units` more keep to the limit, with all that is on its way?
+    #[must_use]
+    pub fn has_room(&self, units: u64) -> bool {
+        self.live_units + self.promised_units + units <= self.limit_units()
+    }
+
+    /// `units` have been given out for values that will be linked.
+    pub fn promise(&mut self, units: u64) {
+        self.promised_units += units;
+    }
+
+    /// They have been linked, or will not be.
+    pub fn keep_promise(&mut self, units: u64) {
+        self.promised_units -= units;
     }
 
     /// Segments free.
@@ -129,7 +164,9 @@ impl Space {
         let open = self.open[class as usize].as_mut().expect("it was opened above");
         let block = u64::from(open.segment) * self.segment_blocks + open.next_block;
         open.next_block += blocks;
-        self.segments[open.segment as usize].pins += 1;
+        let segment = &mut self.segments[open.segment as usize];
+        segment.pins += 1;
+        segment.written_units += blocks * UNITS_PER_BLOCK;
         Some(block * UNITS_PER_BLOCK)
     }
 
@@ -140,7 +177,8 @@ impl Space {
         }
         self.seal(class);
         let segment = self.free.pop_front()?;
-        self.segments[segment as usize].state = State::Open;
+        let fresh = &mut self.segments[segment as usize];
+        (fresh.state, fresh.written_units, fresh.lost_units) = (State::Open, 0, 0);
         self.open[class as usize] = Some(Open { segment, next_block: 0 });
         Some(())
     }
@@ -186,13 +224,23 @@ impl Space {
         if segment.state == State::Sealed && segment.live_units == 0 && segment.pins == 0 {
             segment.state = State::Free;
             self.free.push_back(number);
+            self.is_stuck = false;
         }
     }
 
+    /// Of what was given out at `address`, `units` hold nothing and cannot be packed more densely.
+    pub fn lose(&mut self, address: u64, units: u64) {
+        let segment = self.segment_of(address);
+        self.segments[segment as usize].lost_units += units;
+    }
+
     /// After recovery: every segment in which something is alive is sealed, the others are free.
+    ///
+    /// What was lost to packing is not known any more: it counts as dead until it has been moved once.
     pub fn recovered(&mut self) {
         self.free.clear();
         for (number, segment) in self.segments.iter_mut().enumerate() {
+            segment.written_units = self.segment_blocks * UNITS_PER_BLOCK;
             if segment.live_units == 0 {
                 segment.state = State::Free;
                 self.free.push_back(number as u32);
@@ -202,17 +250,28 @@ impl Space {
         }
     }
 
-    /// The segment whose cleaning gives most: sealed, unpinned, least alive. `None` if cleaning any
-    /// would give back less than a sixteenth of a segment.
+    /// The segment whose cleaning gives most: sealed, unpinned, most dead. `None` if cleaning any
+    /// would give back less than a sixteenth of a segment, or there is nowhere to move values to.
+    ///
+    /// What was dead in a victim is gone when it has been cleaned, and the cleaner leaves nothing dead
+    /// behind: so cleaning comes to an end.
     #[must_use]
     pub fn victim(&self) -> Option<u32> {
-        let worth = self.worth_units();
         let candidates = self.segments.iter().enumerate();
         candidates
-            .filter(|(_, segment)| segment.state == State::Sealed && segment.pins == 0)
-            .filter(|(_, segment)| segment.live_units <= worth)
-            .min_by_key(|(_, segment)| segment.live_units)
+            .filter(|(_, segment)| segment.pins == 0 && self.is_worth_cleaning(segment))
+            .max_by_key(|(_, segment)| segment.dead_units())
             .map(|(number, _)| number as u32)
+    }
+
+    fn is_worth_cleaning(&self, segment: &Segment) -> bool {
+        let least = self.segment_blocks * UNITS_PER_BLOCK / 16;
+        !self.is_stuck && segment.state == State::Sealed && segment.dead_units() >= least
+    }
+
+    /// The cleaner found no room for a value.
+    pub fn cleaner_is_stuck(&mut self) {
+        self.is_stuck = true;
     }
 
     /// So few segments are free that cleaning should begin.
@@ -224,14 +283,7 @@ impl Space {
     /// Would cleaning give space back, now or when what pins a segment has ended?
     #[must_use]
     pub fn is_cleanable(&self) -> bool {
-        let worth = self.worth_units();
-        self.segments.iter().any(|one| one.state == State::Sealed && one.live_units <= worth)
-    }
-
-    /// Cleaning a segment with more alive than this gives back too little.
-    fn worth_units(&self) -> u64 {
-        let full = self.segment_blocks * UNITS_PER_BLOCK;
-        full - full / 16
+        self.segments.iter().any(|segment| self.is_worth_cleaning(segment))
     }
 
     /// The segment holds a value that cannot be read: leave it as it is.

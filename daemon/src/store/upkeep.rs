@@ -1,4 +1,7 @@
-//! Upkeep: what keeps a shard able to take stores. One task a shard, woken when something is due.
+//! Upkeep: what keeps a shard able to take stores. Two tasks a shard, woken when something is due.
+//!
+//! Two, because the cleaner writes to the journal: it must not wait for room there in the very task that
+//! makes room by a checkpoint.
 
 use super::shard::Shard;
 use super::{cleaner, index_checkpoint};
@@ -6,7 +9,6 @@ use std::rc::Rc;
 
 #[derive(Clone, Copy, Debug)]
 enum Due {
-    Checkpoint,
     Sweep,
     Clean,
 }
@@ -15,9 +17,6 @@ fn due(shard: &Shard) -> Option<Due> {
     if shard.failed.get() {
         return None;
     }
-    if shard.wants_checkpoint() {
-        return Some(Due::Checkpoint);
-    }
     if shard.sweep_wanted.get() {
         return Some(Due::Sweep);
     }
@@ -25,12 +24,22 @@ fn due(shard: &Shard) -> Option<Due> {
     (space.is_low() && space.victim().is_some()).then_some(Due::Clean)
 }
 
-/// The upkeep task.
-pub(super) async fn run(shard: Rc<Shard>) {
+/// The task that writes index checkpoints.
+pub(super) async fn run_checkpoints(shard: Rc<Shard>) {
+    let ready = shard.context.ready.clone();
+    let is_due = || (!shard.failed.get() && shard.wants_checkpoint()).then_some(());
+    loop {
+        shard.upkeep.until(&ready, is_due).await;
+        checkpoint(&shard).await;
+        ready.pass().await;
+    }
+}
+
+/// The task that cleans segments and deletes what has expired.
+pub(super) async fn run_cleaning(shard: Rc<Shard>) {
     let ready = shard.context.ready.clone();
     loop {
         match shard.upkeep.until(&ready, || due(&shard)).await {
-            Due::Checkpoint => checkpoint(&shard).await,
             Due::Sweep => {
                 shard.sweep_wanted.set(false);
                 cleaner::sweep(&shard).await;
@@ -52,6 +61,7 @@ async fn checkpoint(shard: &Rc<Shard>) {
     shard.checkpoint_wanted.set(false);
     shard.checkpoint_done.wake_all(&shard.context.ready);
     shard.journal_room.wake_all(&shard.context.ready);
+    shard.space_room.wake_all(&shard.context.ready);
 }
 
 /// Asks for a checkpoint and waits until it is durable. Nothing is written if nothing has changed.

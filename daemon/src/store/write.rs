@@ -218,7 +218,9 @@ impl Shard {
         }
         let mut space = self.space.borrow_mut();
         let units = blocks * super::space::UNITS_PER_BLOCK;
-        if class != SegmentClass::Cleaner && space.live_units() + units > space.limit_units() {
+        // What the cleaner moves is counted already.
+        let is_new = class != SegmentClass::Cleaner;
+        if is_new && !space.has_room(units) {
             return Err(Status::NoSpace);
         }
         let address = space.allocate(class, blocks);
@@ -228,8 +230,9 @@ impl Shard {
             self.upkeep.wake_all(&self.context.ready);
         }
         match address {
-            Some(address) => Ok(Some(Pin::adopt(self, address))),
-            None if cleanable => Ok(None),
+            Some(address) => Ok(Some(Pin::adopt(self, address, if is_new { units } else { 0 }))),
+            // The cleaner cannot wait for itself.
+            None if cleanable && is_new => Ok(None),
             None => Err(Status::NoSpace),
         }
     }
