@@ -5,8 +5,8 @@
 //! * each submitted request ends in exactly one [`Done`], at its deadline at the latest, whether
 //!   the server is alive or not;
 //! * a lost connection is made again by itself (jittered exponential backoff); reads are asked
-//!   again, and writes are sent again under the same idempotency token. A command that cannot be
-//!   sent twice and was already on its way ends as [`Status::Disconnected`];
+//!   again, and writes are sent again under the same idempotency token. What cannot be sent twice
+//!   (to abort or delete a checkpoint) and was on its way ends as [`Status::Disconnected`];
 //! * data is checked against its CRC32C before it is handed out;
 //! * nothing a server sends makes it panic, or allocate more than was asked for. A server that
 //!   breaks the protocol loses the connection.

@@ -11,6 +11,9 @@ use crate::pdu::{Command, Item, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
 use bytes::Bytes;
 use zerocopy::little_endian::{U32, U64};
 
+/// The longest text that explains why a checkpoint command failed, in bytes.
+const TEXT_BYTES_MAX: u32 = 64 << 10;
+
 /// Index of an operation in [`Operations`].
 pub(super) type OpId = u32;
 
@@ -129,17 +132,17 @@ impl Operation {
             | Opcode::Delete
             | Opcode::Exist
             | Opcode::Namespaces
+            | Opcode::CheckpointBegin
+            | Opcode::CheckpointReserve
             | Opcode::CheckpointPut
+            | Opcode::CheckpointSeal
+            | Opcode::CheckpointCommit
             | Opcode::CheckpointList
             | Opcode::CheckpointManifest
             | Opcode::CheckpointRead
             | Opcode::Stats => true,
-            Opcode::CheckpointBegin
-            | Opcode::CheckpointReserve
-            | Opcode::CheckpointSeal
-            | Opcode::CheckpointCommit
-            | Opcode::CheckpointAbort
-            | Opcode::CheckpointDelete => false,
+            // The second time they would say that there is nothing to abort or delete.
+            Opcode::CheckpointAbort | Opcode::CheckpointDelete => false,
         }
     }
 
@@ -204,15 +207,11 @@ impl Sizes {
         let asked_bytes = asked_bytes.min(limits.value_bytes_max);
         let (data_length, answer_bytes_max) = match opcode {
             Opcode::Store | Opcode::Delete | Opcode::Exist => (sent_bytes, 0),
-            _ if sent_bytes > 0 => (sent_bytes, VALUE_BYTES_MAX as u32),
-            Opcode::Retrieve
-            | Opcode::List
-            | Opcode::Namespaces
-            | Opcode::Stats
-            | Opcode::CheckpointList
-            | Opcode::CheckpointManifest
-            | Opcode::CheckpointRead => (asked_bytes, asked_bytes),
-            _ => (0, VALUE_BYTES_MAX as u32),
+            Opcode::Retrieve | Opcode::List => (asked_bytes, asked_bytes),
+            Opcode::CheckpointList | Opcode::CheckpointManifest | Opcode::CheckpointRead => {
+                (asked_bytes, asked_bytes.max(TEXT_BYTES_MAX))
+            }
+            _ => (sent_bytes, VALUE_BYTES_MAX as u32),
         };
         Self { data_length, answer_bytes_max }
     }

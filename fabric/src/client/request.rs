@@ -98,7 +98,7 @@ impl<'a> Request<'a> {
     }
 
     /// Lists keys of one reactor that begin with `prefix`, from `cursor` on (0: the beginning).
-    /// The data is read with [`super::list_entries`]; `result` is the next cursor, 0 at the end.
+    /// The data is read with [`crate::pdu::ListEntries`]; `result` is the next cursor, 0 at the end.
     #[must_use]
     pub fn list(
         namespace: NamespaceId,

@@ -3,13 +3,13 @@
 //! Knows no socket and no clock: a driver passes streams and the time in. What is guaranteed is in
 //! the module above; how a command that is not answered goes on is one table:
 //!
-//! | what happened                         | reads, stores, deletes, PUT | other commands          |
-//! |---------------------------------------|-----------------------------|-------------------------|
-//! | not sent yet, connection lost         | sent on the next connection | the same                |
-//! | sent, connection lost                 | sent again, same token      | `Disconnected`          |
-//! | answered `Busy` or `ShuttingDown`     | sent again                  | sent again              |
-//! | answered `WrongReactor`               | sent there (thrice at most) | the answer              |
-//! | deadline passed                       | `Timeout`, and a CANCEL     | the same                |
+//! | what happened                         | anything else               | abort, delete checkpoint |
+//! |---------------------------------------|-----------------------------|--------------------------|
+//! | not sent yet, connection lost         | sent on the next connection | the same                 |
+//! | sent, connection lost                 | sent again, same token      | `Disconnected`           |
+//! | answered `Busy` or `ShuttingDown`     | sent again                  | the same                 |
+//! | answered `WrongReactor`               | sent there (thrice at most) | the answer               |
+//! | deadline passed                       | `Timeout`, and a CANCEL     | the same                 |
 //! | deadline passed while disconnected    | `Disconnected` if ever sent, else `Timeout` | the same |
 
 mod connections;

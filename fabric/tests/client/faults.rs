@@ -257,11 +257,11 @@ fn what_cannot_be_sent_twice_ends_as_disconnected() {
     let house = house(1);
     house.borrow().memory.borrow_mut().slow_us = 10_000;
     let mut pipeline = connect(&house, 9);
-    let begin = |tag| {
-        let (opcode, ns) = (Opcode::CheckpointBegin, NamespaceId::CATALOG);
+    let remove = |tag| {
+        let (opcode, ns) = (Opcode::CheckpointDelete, NamespaceId::CATALOG);
         Request::command(opcode, Target::Catalog, ns, b"run/1", Bytes::new()).with_tag(tag)
     };
-    pipeline.submit(begin(1)).unwrap();
+    pipeline.submit(remove(1)).unwrap();
     pipeline.submit(Request::exist(NS, b"key").with_tag(2)).unwrap();
     let mut done = Vec::new();
     pipeline.poll(&mut done, 1_000).unwrap();
@@ -269,14 +269,14 @@ fn what_cannot_be_sent_twice_ends_as_disconnected() {
     pipeline.poll(&mut done, 1_000).unwrap();
     assert_eq!((done[0].tag, done[0].status), (1, Status::Disconnected));
     // Not sent yet: it waits for the next connection.
-    pipeline.submit(begin(3)).unwrap();
+    pipeline.submit(remove(3)).unwrap();
     house.borrow_mut().start(0);
     finish(&mut pipeline, &mut done);
     let ends: Vec<_> = done.iter().map(|done| (done.tag, done.status)).collect();
     assert_eq!(ends.len(), 3);
-    assert!(ends.contains(&(2, Status::NotFound)) && ends.contains(&(3, Status::Ok)));
+    assert!(ends.contains(&(2, Status::NotFound)) && ends.contains(&(3, Status::NoCheckpoint)));
     let commands = house.borrow().memory.borrow().commands.clone();
-    assert_eq!(commands[&(Opcode::CheckpointBegin as u8)], 2);
+    assert_eq!(commands[&(Opcode::CheckpointDelete as u8)], 2);
 }
 
 #[test]

@@ -3,14 +3,14 @@
 use crate::support::{NS, address, bytes, client_config};
 use bytes::Bytes;
 use forebay_fabric::Status;
-use forebay_fabric::client::{ClientError, Connector, Done, Pipeline, Request, Slot};
+use forebay_fabric::client::{ClientError, Connector, Done, Pipeline, Request, Slot, StoreItem};
 use forebay_fabric::pdu::{
     Auth, Command, CommonHeader, Data, Endpoint, GoAway, GoAwayReason, ItemResult, Outcome,
     PduType, Ping, ReadyToTransfer, Response, Transfer, Welcome, crc32c, response_flags,
 };
 use forebay_fabric::stream::Listener;
 use forebay_fabric::stream::sim::{SimListener, SimNet, SimProfile, SimStream};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -32,15 +32,24 @@ struct Peer {
     /// Said at once to every client that connects.
     greeting: Vec<u8>,
     heard: Heard,
+    /// The most commands that came at once, in the last while.
+    burst: Rc<Cell<usize>>,
 }
 
 impl Peer {
     fn new(script: impl FnMut(PduType, &[u8]) -> Vec<u8> + 'static) -> Self {
         let net = SimNet::new(1, SimProfile::kind());
         let listener = net.listen(address(0)).unwrap();
-        let (streams, heard) = (Vec::new(), Rc::default());
-        let script = Box::new(script);
-        Self { net, listener, streams, script, piece: usize::MAX, greeting: Vec::new(), heard }
+        Self {
+            net,
+            listener,
+            streams: Vec::new(),
+            script: Box::new(script),
+            piece: usize::MAX,
+            greeting: Vec::new(),
+            heard: Rc::default(),
+            burst: Rc::default(),
+        }
     }
 
     fn step(&mut self) {
@@ -52,13 +61,16 @@ impl Peer {
             while let Ok(count @ 1..) = stream.read(&mut chunk) {
                 inbox.extend_from_slice(&chunk[..count]);
             }
+            let mut commands = 0;
             while let Ok(Some((pdu_type, length))) = CommonHeader::peek(inbox)
                 && inbox.len() >= length
             {
                 let pdu: Vec<u8> = inbox.drain(..length).collect();
                 outbox.extend((self.script)(pdu_type, &pdu));
                 self.heard.borrow_mut().push((pdu_type, pdu));
+                commands += usize::from(pdu_type == PduType::Command);
             }
+            self.burst.set(self.burst.get().max(commands));
             let piece = self.piece.min(outbox.len());
             if stream.write_all(&outbox[..piece]).is_ok() {
                 outbox.drain(..piece);
@@ -283,9 +295,15 @@ fn an_r2t_past_the_end_gets_nothing() {
         let peer = Peer::new(to_commands(reply));
         let heard = Rc::clone(&peer.heard);
         let mut pipeline = connect(peer).unwrap();
-        let request = Request::store(NS, b"key", Bytes::from(vec![1; 20_000]));
-        let done = pipeline.call(request.with_timeout_us(100_000)).unwrap();
-        assert!(matches!(done.status, Status::Timeout | Status::Disconnected));
+        let single = Request::store(NS, b"key", Bytes::from(vec![1; 20_000]));
+        let half = |key| StoreItem { key, data: Bytes::from(vec![1; 10_000]) };
+        let halves = [half(b"a"), half(b"b")];
+        for request in [single, Request::store_batch(NS, &halves)] {
+            let errors = pipeline.counters().connection_errors;
+            let done = pipeline.call(request.with_timeout_us(100_000)).unwrap();
+            assert!(pipeline.counters().connection_errors > errors + 1, "the link was kept");
+            assert!(matches!(done.status, Status::Timeout | Status::Disconnected));
+        }
         assert!(heard.borrow().iter().all(|(pdu_type, _)| *pdu_type != PduType::Data));
     }
 }
@@ -360,16 +378,19 @@ fn batch_answers_that_do_not_add_up_end_the_connection_and_not_the_process() {
 }
 
 #[test]
-fn absurd_credit_limits_are_survived() {
+fn credit_limits_are_kept_and_absurd_ones_survived() {
     for limit in [0, 1, 7, 9, u16::MAX] {
         let peer = Peer::new(polite(move |pdu_type, pdu| match pdu_type {
             PduType::Command => answer(cid(pdu), b"", |o| o.credit_limit = limit),
             _ => Vec::new(),
         }));
-        let heard = Rc::clone(&peer.heard);
+        let (heard, burst) = (Rc::clone(&peer.heard), Rc::clone(&peer.burst));
         let mut pipeline = connect(peer).unwrap();
         let mut done = Vec::new();
         for number in 0..100u8 {
+            if number == 50 {
+                burst.set(0);
+            }
             let key = [number];
             while pipeline.submit(Request::exist(NS, &key)).is_err() {
                 pipeline.poll(&mut done, 10_000).unwrap();
@@ -382,6 +403,7 @@ fn absurd_credit_limits_are_survived() {
         let heard = heard.borrow();
         let commands = heard.iter().filter(|(pdu_type, _)| *pdu_type == PduType::Command);
         assert!(commands.clone().all(|(_, pdu)| cid(pdu) < 8) && commands.count() == 100);
+        assert_eq!(burst.get(), usize::from(limit.clamp(1, 8)));
     }
 }
 

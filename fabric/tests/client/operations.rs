@@ -253,8 +253,10 @@ fn a_busy_server_is_asked_again() {
     let house = house(1);
     let mut client = Client::over(connect(&house, 13));
     house.borrow().memory.borrow_mut().busy = 5;
+    let start_us = client.pipeline().now_us();
     client.store(NS, b"key", &b"value"[..]).unwrap();
     assert_eq!(client.pipeline().counters().retries, 5);
+    assert!(client.pipeline().now_us() >= start_us + 5_000, "and not at once");
 }
 
 #[test]

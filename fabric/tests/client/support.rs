@@ -214,6 +214,7 @@ impl Desk {
                 answer.extend_from_slice(&work.data);
                 return with_data(self.reactor.into(), answer);
             }
+            Opcode::CheckpointDelete => return plain(Status::NoCheckpoint, 0),
             _ => {}
         }
         let mut at = 0;
