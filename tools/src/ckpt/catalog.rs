@@ -8,7 +8,9 @@ use forebay_fabric::checkpoint::{
     BeginAnswer, BeginRequest, CheckpointEntry, Chunk, MANIFEST_BYTES_MAX, Manifest, SealRequest,
     SessionId, SessionRequest, TensorBox, chunk_states, encode_reserve, encode_seal, entries,
 };
-use forebay_fabric::client::{ClientError, Done, NamespaceId, Pipeline, Request, Target};
+use forebay_fabric::client::{
+    ClientError, Connector, Done, NamespaceId, Pipeline, Request, Target, TcpConnector,
+};
 use forebay_fabric::pdu::Opcode;
 use zerocopy::IntoBytes;
 
@@ -70,8 +72,8 @@ pub(super) struct Listed {
 }
 
 /// A connection to the checkpoint store.
-pub(super) struct Catalog {
-    pub(super) pipeline: Pipeline,
+pub(super) struct Catalog<C: Connector = TcpConnector> {
+    pub(super) pipeline: Pipeline<C>,
 }
 
 impl Catalog {
@@ -79,7 +81,9 @@ impl Catalog {
         let pipeline = Pipeline::connect(context.client_config()?).map_err(with_hint)?;
         Ok(Self { pipeline })
     }
+}
 
+impl<C: Connector> Catalog<C> {
     fn call(&mut self, opcode: Opcode, key: &str, payload: &[u8]) -> Result<Done, Refused> {
         self.ask(opcode, key, payload, 0)
     }

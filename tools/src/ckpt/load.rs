@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use forebay_fabric::checkpoint::{Chunk, ChunkKey, Dim, Manifest, TensorBox};
-use forebay_fabric::client::{Done, NamespaceId, Request, Target};
+use forebay_fabric::client::{Connector, Done, NamespaceId, Request, Target};
 use forebay_fabric::pdu::{Opcode, crc32c};
 use serde_json::json;
 use std::fs::File;
@@ -44,7 +44,7 @@ struct Piece {
 
 /// How the file is put together.
 #[derive(Debug, PartialEq, Eq)]
-struct Plan {
+pub(super) struct Plan {
     header: Header,
     pieces: Vec<Piece>,
 }
@@ -72,8 +72,8 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 }
 
 /// Retrieves every chunk, verifies it, and writes it in its place.
-fn fetch(
-    catalog: &mut Catalog,
+pub(super) fn fetch<C: Connector>(
+    catalog: &mut Catalog<C>,
     plan: &Plan,
     file: &File,
     depth: u32,
@@ -129,7 +129,7 @@ fn current_umask() -> u32 {
 
 impl Plan {
     /// How the file of one rank is put together; its header must describe just these tensors.
-    fn of(manifest: Manifest) -> anyhow::Result<Self> {
+    pub(super) fn of(manifest: Manifest) -> anyhow::Result<Self> {
         let Manifest { session, world, mut attachments, mut tensors, .. } = manifest;
         let (Some(attachment), 1, true) = (attachments.pop(), world, attachments.is_empty()) else {
             let what = format!(

@@ -9,6 +9,8 @@ mod list;
 mod load;
 mod safetensors;
 mod save;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod utc;
 

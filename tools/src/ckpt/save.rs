@@ -15,7 +15,7 @@ use forebay_fabric::checkpoint::{
     Attachment, BeginAnswer, CHUNK_ALIGN_BYTES, CHUNK_BYTES_DEFAULT, Chunk, ChunkKey, Dim,
     Manifest, SessionId, TensorBox, check_name,
 };
-use forebay_fabric::client::{Done, NamespaceId, Request, Target};
+use forebay_fabric::client::{Connector, Done, NamespaceId, Request, Target};
 use forebay_fabric::pdu::{Opcode, crc32c};
 use serde_json::json;
 use std::fs::{File, Metadata};
@@ -38,7 +38,7 @@ pub(super) struct Args {
 }
 
 /// The file that is saved, and what tells whether it changed meanwhile.
-struct Source {
+pub(super) struct Source {
     file: File,
     stamp: Stamp,
     header: Header,
@@ -62,7 +62,7 @@ impl Stamp {
 }
 
 impl Source {
-    fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let file = File::open(path).with_context(|| format!("cannot open {}", shown(path)))?;
         let metadata = file.metadata().with_context(|| shown(path))?;
         if !metadata.is_file() {
@@ -93,10 +93,25 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let source = Source::open(file)?;
     let mut catalog = Catalog::connect(context)?;
     let started_ns = clock::now_ns();
-    let mut begun = catalog.begin(name, *epoch)?;
     let progress = context.progress(source.header.file_bytes, &format!("save {name}"));
-    let (tensors, mut timing) = loop {
-        match upload(&mut catalog, &source, &begun, depth.depth, &progress) {
+    let (manifest, mut timing) = save(&mut catalog, &source, name, *epoch, depth.depth, &progress)?;
+    timing.seconds = clock::seconds_between(started_ns, clock::now_ns());
+    progress.finish();
+    report(name, &source.header, &manifest, &timing, context)
+}
+
+/// Saves `source` as checkpoint `name`; what was committed, and what it took.
+pub(super) fn save<C: Connector>(
+    catalog: &mut Catalog<C>,
+    source: &Source,
+    name: &str,
+    epoch: Option<u64>,
+    depth: u32,
+    progress: &Progress,
+) -> anyhow::Result<(Manifest, Timing)> {
+    let mut begun = catalog.begin(name, epoch)?;
+    let (tensors, timing) = loop {
+        match upload(catalog, source, &begun, depth, progress) {
             Ok(Upload::Whole(tensors, timing)) => break (tensors, timing),
             Ok(Upload::Differs) if epoch.is_none() => {
                 // What is there is of no use: shut it out, and begin at the beginning.
@@ -109,7 +124,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     };
     if source.has_changed()? {
         catalog.abort(begun.session)?;
-        bail!("{} changed while it was saved; nothing was kept", shown(file));
+        bail!("the file changed while it was saved; nothing was kept");
     }
     let manifest = Manifest {
         session: begun.session,
@@ -118,15 +133,13 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         attachments: vec![Attachment { rank: 0, bytes: source.header.bytes.clone() }],
         tensors,
     };
-    finish(&mut catalog, &manifest).map_err(|error| error.context(resume_hint(name)))?;
-    timing.seconds = clock::seconds_between(started_ns, clock::now_ns());
-    progress.finish();
-    report(name, &source.header, &manifest, &timing, context)
+    finish(catalog, &manifest).map_err(|error| error.context(resume_hint(name)))?;
+    Ok((manifest, timing))
 }
 
 /// Puts every chunk that the session does not have.
-fn upload(
-    catalog: &mut Catalog,
+fn upload<C: Connector>(
+    catalog: &mut Catalog<C>,
     source: &Source,
     begun: &BeginAnswer,
     depth: u32,
@@ -207,7 +220,7 @@ fn boxes(tensors: &[Tensor], chunk_bytes_max: u32) -> anyhow::Result<Vec<TensorB
     Ok(boxes)
 }
 
-fn finish(catalog: &mut Catalog, manifest: &Manifest) -> anyhow::Result<()> {
+fn finish<C: Connector>(catalog: &mut Catalog<C>, manifest: &Manifest) -> anyhow::Result<()> {
     let session: SessionId = manifest.session;
     let sealed: Result<(), Refused> = catalog.seal(session, &manifest.encode());
     sealed.and_then(|()| catalog.commit(session))?;

@@ -5,7 +5,7 @@ use crate::progress::Progress;
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
 use forebay_fabric::Status;
-use forebay_fabric::client::{Done, Pipeline, Request};
+use forebay_fabric::client::{Connector, Done, Pipeline, Request};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -22,8 +22,8 @@ struct Flight {
 }
 
 /// Keeps chunks in flight.
-pub(super) struct Transfer<'a> {
-    pipeline: &'a mut Pipeline,
+pub(super) struct Transfer<'a, C: Connector> {
+    pipeline: &'a mut Pipeline<C>,
     progress: &'a Progress,
     depth: usize,
     flights: BTreeMap<u64, Flight>,
@@ -52,8 +52,8 @@ impl Timing {
     }
 }
 
-impl<'a> Transfer<'a> {
-    pub(super) fn new(pipeline: &'a mut Pipeline, progress: &'a Progress, depth: u32) -> Self {
+impl<'a, C: Connector> Transfer<'a, C> {
+    pub(super) fn new(pipeline: &'a mut Pipeline<C>, progress: &'a Progress, depth: u32) -> Self {
         Self {
             pipeline,
             progress,
