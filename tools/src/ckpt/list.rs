@@ -1,7 +1,7 @@
 //! `forebay ckpt ls` and `rm`.
 
 use super::catalog::{Catalog, Listed};
-use super::utc;
+use super::{check_name, utc};
 use crate::context::Context;
 use crate::exit::{Code, Failure};
 use crate::output;
@@ -50,6 +50,7 @@ fn value(listed: &Listed) -> Value {
 
 /// Removes each; those that are not there are named at the end.
 pub(super) fn rm(names: &[String], context: &Context) -> anyhow::Result<()> {
+    names.iter().try_for_each(|name| check_name(name))?;
     let mut catalog = Catalog::connect(context)?;
     let mut absent = Vec::new();
     for name in names {

@@ -3,7 +3,7 @@
 use super::catalog::Catalog;
 use super::safetensors::Header;
 use super::transfer::{Timing, Transfer, check};
-use super::{Depth, shown};
+use super::{Depth, check_name, shown};
 use crate::clock;
 use crate::context::Context;
 use crate::exit::{Code, Failure};
@@ -51,6 +51,7 @@ pub(super) struct Plan {
 
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let Args { name, out, force, depth } = args;
+    check_name(name)?;
     if !force && out.symlink_metadata().is_ok() {
         let what = format!("{} is there already; --force replaces it", shown(out));
         return Err(Failure::new(Code::Refused, what).into());

@@ -15,6 +15,7 @@ mod transfer;
 mod utc;
 
 use crate::context::Context;
+use crate::exit::{Code, Failure};
 use clap::Subcommand;
 use std::path::Path;
 
@@ -57,6 +58,15 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         Command::Ls { prefix } => list::ls(&prefix, context),
         Command::Rm { names } => list::rm(&names, context),
     }
+}
+
+/// Checks a checkpoint's name before anything is done with it.
+fn check_name(name: &str) -> anyhow::Result<()> {
+    let checked = forebay_fabric::checkpoint::check_name(name.as_bytes());
+    checked.map(drop).map_err(|_| {
+        let what = format!("{name:?} is no checkpoint's name: write run/step or tenant/run/step");
+        Failure::new(Code::Usage, what).into()
+    })
 }
 
 /// A path for people.

@@ -3,7 +3,7 @@
 use super::catalog::{Catalog, Refused};
 use super::safetensors::{Header, Tensor};
 use super::transfer::{Timing, Transfer, check};
-use super::{Depth, shown};
+use super::{Depth, check_name, shown};
 use crate::clock;
 use crate::context::Context;
 use crate::exit::{Code, Failure};
@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use forebay_fabric::Status;
 use forebay_fabric::checkpoint::{
     Attachment, BeginAnswer, CHUNK_ALIGN_BYTES, CHUNK_BYTES_DEFAULT, Chunk, ChunkKey, Dim,
-    Manifest, SessionId, TensorBox, check_name,
+    Manifest, SessionId, TensorBox,
 };
 use forebay_fabric::client::{Connector, Done, NamespaceId, Request, Target};
 use forebay_fabric::pdu::{Opcode, crc32c};
@@ -87,9 +87,7 @@ enum Upload {
 
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let Args { file, name, epoch, depth } = args;
-    if let Err(error) = check_name(name.as_bytes()) {
-        return Err(Failure::new(Code::Usage, format!("{name:?}: {error}")).into());
-    }
+    check_name(name)?;
     let source = Source::open(file)?;
     let mut catalog = Catalog::connect(context)?;
     let started_ns = clock::now_ns();
