@@ -90,7 +90,9 @@ impl Core {
             while let Some(task) = ready.next() {
                 tasks.run(task);
             }
-            disk.poll(now.us);
+            if !disk.poll(now.us) {
+                std::thread::yield_now();
+            }
             if let Some(recovered) = outcome.take() {
                 break recovered?;
             }
@@ -139,7 +141,9 @@ impl Core {
     ) -> T {
         let outcome = spawn_for(&mut self.background, future);
         loop {
-            self.turn(clock(), &mut |_| {});
+            if !self.turn(clock(), &mut |_| {}) {
+                std::thread::yield_now();
+            }
             if let Some(outcome) = outcome.take() {
                 return outcome;
             }

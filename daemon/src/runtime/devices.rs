@@ -275,7 +275,7 @@ fn is_zero(
     while queue.poll(now_us, &mut completions) == 0 {
         // The clock of a simulated device; a real one does not look at it.
         now_us += 1000;
-        std::hint::spin_loop();
+        std::thread::yield_now();
     }
     let completion = completions.swap_remove(0);
     completion.result?;
