@@ -7,6 +7,9 @@ use forebay_fabric::client::{ClientConfig, Pipeline, Request};
 use hdrhistogram::Histogram;
 use std::net::SocketAddr;
 
+/// The longest latency that is told apart, in nanoseconds: ten minutes.
+const LONGEST_NS: u64 = 600_000_000_000;
+
 /// What a step took.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Timing {
@@ -25,7 +28,8 @@ pub(crate) struct Stopwatch {
 
 impl Stopwatch {
     pub(crate) fn start() -> Self {
-        let latency_ns = Histogram::new(3).expect("3 digits are possible");
+        let latency_ns =
+            Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("the bounds are constants");
         Self { started_ns: clock::now_ns(), latency_ns, bytes: 0 }
     }
 
@@ -87,4 +91,20 @@ pub(crate) fn run(
         bail!("{} of {count} commands ended", watch.latency_ns.len());
     }
     Ok(watch.timing())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A histogram that does not know its bounds clamps everything to 2 ns when it saturates.
+    #[test]
+    fn a_stopwatch_tells_times_of_milliseconds() {
+        let mut watch = Stopwatch::start();
+        clock::sleep(std::time::Duration::from_millis(2));
+        watch.lap(watch.started_ns, 5);
+        let timing = watch.timing();
+        assert_eq!((timing.count, timing.bytes), (1, 5));
+        assert!(timing.p99_us.unwrap() >= 2000.0, "{timing:?}");
+    }
 }

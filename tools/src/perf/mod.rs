@@ -3,7 +3,7 @@
 //! Guarantees: in an open loop (`--rate`) every operation's latency counts from the moment it was
 //! *due*, whether or not the server let it start then, and operations that were still due at the
 //! end are counted with the age they had reached: a stalled server cannot hide behind a client
-//! that waits for it (coordinated omission). An operation belongs to the measurement if it was due
+//! that waits for it (coordinated omission). An operation belongs to the measurement if it was sent
 //! in the measured time; the rate is their number over the time until the last of them ended.
 //! With `--verify` every byte that comes back is compared with what key and seed say it must be.
 
@@ -147,14 +147,14 @@ fn measure(round: &Round<'_>, mut log: Option<&mut HdrLog>) -> anyhow::Result<(T
         }
         // Workers tell once a second: as many as there are make one line of the log.
         if arrived >= plan.connections && now_ns > interval_from_ns {
-            if let Some(log) = &mut log {
+            if let Some(log) = log.as_mut().filter(|_| !total.latency_ns.is_empty()) {
                 log.write(&interval, interval_from_ns, now_ns)?;
             }
             (interval, interval_from_ns, arrived) = (Tally::new(), now_ns, 0);
         }
         Ok(())
     })?;
-    if let Some(log) = log {
+    if let Some(log) = log.filter(|_| !interval.latency_ns.is_empty()) {
         let now_ns = clock::now_ns().max(interval_from_ns);
         log.write(&interval, interval_from_ns, now_ns)?;
     }

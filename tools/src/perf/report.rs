@@ -152,7 +152,6 @@ impl HdrLog {
             builder.add_comment("forebay perf; latencies in nanoseconds");
             builder.with_start_time(began).with_base_time(began);
         }
-        builder.with_max_value_divisor(1e6);
         let from = Duration::from_nanos(from_ns.saturating_sub(self.began_ns));
         let length = Duration::from_nanos(to_ns.saturating_sub(from_ns));
         {

@@ -38,6 +38,8 @@ pub(crate) enum Until {
 struct Slot {
     op: Op,
     due_ns: u64,
+    /// It is sent in the measured time.
+    measured: bool,
     keys: Vec<u64>,
 }
 
@@ -69,7 +71,12 @@ impl<'a> Worker<'a> {
         schedule: Schedule,
     ) -> Self {
         let depth = usize::from(plan.depth);
-        let slot = || Slot { op: plan.op, due_ns: 0, keys: Vec::with_capacity(plan.batch) };
+        let slot = || Slot {
+            op: plan.op,
+            due_ns: 0,
+            measured: false,
+            keys: Vec::with_capacity(plan.batch),
+        };
         let number = chooser.worker();
         Self {
             plan,
@@ -131,7 +138,7 @@ impl<'a> Worker<'a> {
                 return true;
             }
             self.pace.take();
-            let slot = self.fill(due_ns);
+            let slot = self.fill(due_ns, now_ns);
             if !self.submit(slot) {
                 self.held = Some(slot);
                 return true;
@@ -149,18 +156,17 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes a free slot for a new command.
-    fn fill(&mut self, due_ns: u64) -> usize {
+    fn fill(&mut self, due_ns: u64, now_ns: u64) -> usize {
         let number = self.free.pop().expect("the caller has seen a free slot");
         let slot = &mut self.slots[number];
         let mut items = self.plan.batch as u64;
-        if let (Until::Ops(ops), true) =
-            (self.schedule.until, due_ns >= self.schedule.measure_from_ns)
-        {
+        let measured = now_ns >= self.schedule.measure_from_ns;
+        if let (Until::Ops(ops), true) = (self.schedule.until, measured) {
             items = items.min(ops - self.taken);
             self.taken += items;
         }
         slot.op = self.chooser.op();
-        slot.due_ns = due_ns;
+        (slot.due_ns, slot.measured) = (due_ns, measured);
         slot.keys.clear();
         slot.keys.extend((0..items).map(|_| self.chooser.key()));
         number
@@ -202,12 +208,12 @@ impl<'a> Worker<'a> {
         self.pipeline.submit(request.with_tag(number as u64)).is_ok()
     }
 
-    /// Takes the time of a command that ended, and counts it if it was due in the measured time.
+    /// Takes the time of a command that ended, and counts it if it was sent in the measured time.
     fn complete(&mut self, done: &Done, now_ns: u64) {
         let number = done.tag as usize;
         self.free.push(number);
-        let Slot { op, due_ns, keys } = &self.slots[number];
-        if *due_ns < self.schedule.measure_from_ns {
+        let Slot { op, due_ns, measured, keys } = &self.slots[number];
+        if !measured {
             return;
         }
         self.tally.record(now_ns - due_ns);
@@ -254,10 +260,8 @@ impl<'a> Worker<'a> {
                 return;
             }
             self.pace.take();
-            if due_ns >= self.schedule.measure_from_ns {
-                self.tally.record(now_ns - due_ns);
-                self.tally.unsent += 1;
-            }
+            self.tally.record(now_ns - due_ns);
+            self.tally.unsent += 1;
         }
     }
 
