@@ -164,6 +164,8 @@ impl Engine {
     /// One tick: everything that is ready runs, the devices are polled, and if nothing moved, the clock
     /// jumps to the next thing that a device will do. `false` if nothing will ever move again.
     pub fn step(&mut self) -> bool {
+        // Who waits for memory looks again in every tick: the devices must not stand still for them.
+        self.now_us += 1;
         let waiting = self.store.as_ref().is_some_and(|store| store.tick(self.now_s));
         self.context.now_s.set(self.now_s);
         let ran = self.run_ready();

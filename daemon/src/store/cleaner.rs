@@ -5,6 +5,7 @@
 //! with a `Move` record at the end: if the key got another value meanwhile, the record does nothing.
 //! The same workers delete what has expired.
 
+use super::Fragment;
 use super::format::{Record, RecordKind};
 use super::index::{Entry, KeyHash};
 use super::read::PendingRetrieve;
@@ -114,7 +115,7 @@ async fn relocate(shard: &Rc<Shard>, entry: Entry) {
     // To the end: if the key got another value meanwhile, that one must not lie at this very address.
     let _pin = Pin::new(shard, pointer.address);
     let whole = 0..u64::from(pointer.length);
-    let read = PendingRetrieve::new(shard.clone(), pointer, whole).finish().await;
+    let read = read(shard, PendingRetrieve::new(shard.clone(), pointer, whole)).await;
     let outcome = match read {
         Ok(mut fragment) => {
             fragment.buffer.copy_within(fragment.range, 0);
@@ -128,6 +129,18 @@ async fn relocate(shard: &Rc<Shard>, entry: Entry) {
         Err(Status::NoSpace) => shard.space.borrow_mut().cleaner_is_stuck(),
         Err(status) => quarantine(shard, pointer.address, status),
     }
+}
+
+/// Stores that wait for space give their memory up for as long as a worker has none.
+async fn read(shard: &Shard, pending: PendingRetrieve) -> Result<Fragment, Status> {
+    if !pending.waits_for_memory() {
+        return pending.finish().await;
+    }
+    shard.starving.set(shard.starving.get() + 1);
+    shard.wake_space_room();
+    let outcome = pending.finish().await;
+    shard.starving.set(shard.starving.get() - 1);
+    outcome
 }
 
 fn quarantine(shard: &Shard, address: u64, status: Status) {

@@ -32,6 +32,17 @@ impl Shard {
         }
     }
 
+    /// The outcome of the operation with `token`, which is known already.
+    pub(super) async fn replayed(&self, token: u64) -> Committed {
+        let outcome = || match self.tokens.borrow_mut().get(token) {
+            Some(Known::Done(existed)) => Some(Ok(existed)),
+            Some(Known::Pending) if self.failed.get() => Some(Err(Status::Device)),
+            Some(Known::Pending) => None,
+            None => Some(Err(Status::Busy)),
+        };
+        self.journal_room.until(&self.context.ready, outcome).await
+    }
+
     fn try_append(&self, record: &Record<'_>) -> Option<Appended> {
         if self.failed.get() {
             return Some(Appended::Over(Err(Status::Device)));

@@ -6,9 +6,13 @@
 //!                     | journal ring | index A | index B | segment 0 | segment 1 | …
 //! ```
 
+use super::index::ADDRESS_BITS;
+use super::space::UNITS_PER_BLOCK;
 use forebay_fabric::pdu::VALUE_BYTES_MAX;
 use forebay_nvme::BLOCK_BYTES;
 
+/// The most units that the address in an index entry can tell apart: 4 TiB in a shard.
+const UNITS_MAX: u64 = 1 << ADDRESS_BITS;
 /// Bytes in a block.
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The superblocks' place at each end, in blocks.
@@ -121,6 +125,7 @@ impl Layout {
         let segment_blocks = (segment_bytes / BLOCK).max(4);
         let segments =
             stride_blocks.saturating_sub(journal_blocks + 2 * index_blocks) / segment_blocks;
+        let segments = segments.min(UNITS_MAX / UNITS_PER_BLOCK / segment_blocks);
         if segments < u64::from(SEGMENTS_MIN) {
             return Err((shards, segment_bytes));
         }
@@ -147,9 +152,11 @@ impl Layout {
         if self.journal_blocks < JOURNAL_BLOCKS_MIN || self.index_blocks < 4 {
             return Err("journal or index size");
         }
-        let used = u64::from(self.journal_blocks)
-            + 2 * u64::from(self.index_blocks)
-            + u64::from(self.segments) * u64::from(self.segment_blocks);
+        let data = u64::from(self.segments) * u64::from(self.segment_blocks);
+        if data > UNITS_MAX / UNITS_PER_BLOCK {
+            return Err("segments");
+        }
+        let used = data + u64::from(self.journal_blocks) + 2 * u64::from(self.index_blocks);
         let end =
             slots.checked_mul(self.stride_blocks).and_then(|all| all.checked_add(self.data_block));
         if used > self.stride_blocks || self.data_block < EDGE_BLOCKS {

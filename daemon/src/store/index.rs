@@ -46,7 +46,8 @@ impl KeyHash {
 pub struct Entry([u64; 4]);
 const _: () = assert!(size_of::<Entry>() == 32);
 
-const ADDRESS_BITS: u32 = 36;
+/// Bits of an address.
+pub(super) const ADDRESS_BITS: u32 = 36;
 const LENGTH_BITS: u32 = 24;
 const IN_USE: u64 = 1 << 63;
 
@@ -119,6 +120,15 @@ impl Entry {
     #[must_use]
     pub fn namespace(&self) -> u16 {
         (self.0[1] >> 48) as u16
+    }
+
+    /// Is this the value that was moved from `from` to where `to` points? The address alone does not
+    /// tell: an empty value has none, so it is 0 like that of the first value of the first segment.
+    #[must_use]
+    pub fn is_moved_by(&self, from: u64, to: &Self) -> bool {
+        let pointer = self.pointer();
+        let there = Pointer { address: to.pointer().address, ..pointer };
+        pointer.address == from && there == to.pointer()
     }
 
     fn in_use(&self) -> bool {
@@ -297,6 +307,17 @@ mod tests {
         };
         assert_eq!(Entry::new(zero).pointer(), zero);
         assert!(Entry::new(zero).in_use());
+    }
+
+    /// The key of the value at address 0 was overwritten with an empty value while the cleaner moved
+    /// it: the move put the old value back.
+    #[test]
+    fn a_move_from_address_0_does_not_move_an_empty_value() {
+        let (value, moved) = (entry(1, 0), entry(1, 77));
+        assert!(value.is_moved_by(0, &moved));
+        assert!(!value.is_moved_by(64, &moved));
+        let empty = Entry::new(Pointer { length: 0, crc: 0, ..value.pointer() });
+        assert!(!empty.is_moved_by(0, &moved));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use super::format::{IndexHeader, IndexPageBuilder, index_page};
 use super::index::KeyHash;
-use super::index_stream::{IndexStream, StreamError};
+use super::index_stream::{self, IndexStream, StreamError};
 use super::shard::{Checkpointed, Shard};
 use forebay_nvme::{BLOCK_BYTES, BlockError, DmaBuf};
 use std::rc::Rc;
@@ -121,17 +121,20 @@ pub(super) async fn write(shard: &Rc<Shard>) -> Result<(), CheckpointError> {
     let order = shard.key_log.borrow().sorted(keys, 0);
     let last = shard.checkpointed.get();
     let generation = last.generation + 1;
+    let [to_write, to_read] =
+        shard.context.buffers([CHUNK_PAGES * BLOCK_BYTES, index_stream::BUFFER_BYTES]).await;
     let mut writer = Writer {
         shard,
         generation,
         area: shard.region.index_block[(generation % 2) as usize],
-        buffer: Some(shard.context.buffer(CHUNK_PAGES * BLOCK_BYTES).await),
+        buffer: Some(to_write),
         builder: IndexPageBuilder::default(),
         filled: 0,
         written: 0,
         entries: 0,
     };
-    let dropped = merge(shard, &mut writer, last, &order).await?;
+    let dropped =
+        merge(shard, &mut writer, IndexStream::new(shard, last, Some(to_read)), &order).await?;
     let checkpointed = writer.finish(journal_sequence).await?;
     shard.checkpointed.set(checkpointed);
     shard.index_media_bytes.set(shard.index_media_bytes.get() - dropped);
@@ -145,11 +148,10 @@ pub(super) async fn write(shard: &Rc<Shard>) -> Result<(), CheckpointError> {
 async fn merge(
     shard: &Rc<Shard>,
     writer: &mut Writer<'_>,
-    last: Checkpointed,
+    mut stream: IndexStream,
     order: &[u32],
 ) -> Result<u64, CheckpointError> {
     let mut merge = Merge { shard, order, next: 0, last: None, dropped: 0 };
-    let mut stream = IndexStream::new(shard, last);
     while let Some(chunk) = stream.next().await? {
         for page in chunk.pages() {
             for entry in stream.entries(&chunk, page)? {
@@ -159,6 +161,7 @@ async fn merge(
                 merge.emit(writer, entry.hash(), key).await?;
             }
         }
+        stream.recycle(chunk);
     }
     merge.log_before(writer, None).await?;
     Ok(merge.dropped)

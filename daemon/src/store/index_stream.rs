@@ -1,4 +1,7 @@
 //! Reads an index checkpoint as a stream of entries with their keys, in the order of their hashes.
+//!
+//! It reads through one buffer that it is given: who holds other memory gets both at once, or all who
+//! do could wait for one another.
 
 use super::format::{FormatError, IndexPage};
 use super::index::Entry;
@@ -8,6 +11,9 @@ use std::rc::Rc;
 
 /// Pages that are read in one go.
 const CHUNK_PAGES: u32 = 16;
+
+/// Bytes of the buffer that it reads through.
+pub(super) const BUFFER_BYTES: usize = CHUNK_PAGES as usize * BLOCK_BYTES;
 
 /// Why a checkpoint cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +42,7 @@ pub(super) struct IndexStream {
     shard: Rc<Shard>,
     checkpoint: Checkpointed,
     next: u32,
+    buffer: Option<DmaBuf>,
 }
 
 /// Some pages of it, read but not yet checked.
@@ -47,10 +54,21 @@ pub(super) struct Chunk {
 }
 
 impl IndexStream {
-    /// The checkpoint from its first page on.
+    /// The checkpoint from its first page on, through `buffer` of [`BUFFER_BYTES`]; without one, it
+    /// waits for memory at each step.
     #[must_use]
-    pub(super) fn new(shard: &Rc<Shard>, checkpoint: Checkpointed) -> Self {
-        Self { shard: shard.clone(), checkpoint, next: 0 }
+    pub(super) fn new(shard: &Rc<Shard>, checkpoint: Checkpointed, buffer: Option<DmaBuf>) -> Self {
+        Self { shard: shard.clone(), checkpoint, next: 0, buffer }
+    }
+
+    /// Takes the buffer of a chunk back, for the next one.
+    pub(super) fn recycle(&mut self, chunk: Chunk) {
+        self.buffer = Some(chunk.buffer);
+    }
+
+    /// Gives the buffer back.
+    pub(super) fn into_buffer(self) -> Option<DmaBuf> {
+        self.buffer
     }
 
     /// The checkpoint from the page on in which hashes with `prefix` begin: a binary search that
@@ -62,8 +80,9 @@ impl IndexStream {
         shard: &Rc<Shard>,
         checkpoint: Checkpointed,
         prefix: u64,
+        buffer: Option<DmaBuf>,
     ) -> Result<Self, StreamError> {
-        let mut stream = Self::new(shard, checkpoint);
+        let mut stream = Self::new(shard, checkpoint, buffer);
         let (mut low, mut high) = (0, checkpoint.pages);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
@@ -74,6 +93,7 @@ impl IndexStream {
                 Some((entry, _)) if entry.hash().prefix() >= prefix => high = middle,
                 _ => low = middle,
             }
+            stream.recycle(chunk);
         }
         stream.next = low;
         Ok(stream)
@@ -93,9 +113,12 @@ impl IndexStream {
         Ok(Some(chunk))
     }
 
-    async fn read(&self, first: u32, pages: u32) -> Result<Chunk, StreamError> {
+    async fn read(&mut self, first: u32, pages: u32) -> Result<Chunk, StreamError> {
         let context = &self.shard.context;
-        let buffer = context.buffer(pages as usize * BLOCK_BYTES).await;
+        let buffer = match self.buffer.take() {
+            Some(buffer) => buffer,
+            None => context.buffer(BUFFER_BYTES).await,
+        };
         let area = self.shard.region.index_block[(self.checkpoint.generation % 2) as usize];
         // The header is the area's first block.
         let block = area + 1 + u64::from(first);

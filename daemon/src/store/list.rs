@@ -7,7 +7,7 @@
 use super::Store;
 use super::format::FormatError;
 use super::index::KeyHash;
-use super::index_stream::{IndexStream, StreamError};
+use super::index_stream::{self, IndexStream, StreamError};
 use super::shard::{Checkpointed, Shard};
 use forebay_fabric::Status;
 use forebay_fabric::pdu::ListHeader;
@@ -47,9 +47,10 @@ impl Store {
         if bytes_max < size_of::<ListHeader>() + 1024 {
             return Err(Status::ValueLength);
         }
-        let buffer = self.context().buffer(bytes_max).await;
-        let namespace = namespace as u16;
-        let mut page = Page { namespace, prefix, buffer, bytes_max, bytes: 0, keys: 0, last: None };
+        let [buffer, chunk] = self.context().buffers([bytes_max, index_stream::BUFFER_BYTES]).await;
+        let (namespace, chunk) = (namespace as u16, Some(chunk));
+        let (bytes, keys, last) = (0, 0, None);
+        let mut page = Page { namespace, prefix, buffer, chunk, bytes_max, bytes, keys, last };
         let (mut number, mut from) = (cursor >> PREFIX_BITS, cursor & ((1 << PREFIX_BITS) - 1));
         while let Some(slot) = self.0.shards.get(number as usize) {
             if let Some(shard) = slot
@@ -96,8 +97,22 @@ async fn list_once(
         let log = shard.key_log.borrow();
         log.sorted(log.len(), from)
     };
-    let mut logged = order.into_iter().peekable();
-    let mut stream = IndexStream::seek(shard, checkpointed, from).await?;
+    let mut stream = IndexStream::seek(shard, checkpointed, from, page.chunk.take()).await?;
+    let outcome = list_merged(shard, page, from, checkpointed, &mut stream, &order).await;
+    page.chunk = stream.into_buffer();
+    outcome
+}
+
+/// Merges the checkpoint's keys with those of the key log, `order`.
+async fn list_merged(
+    shard: &Rc<Shard>,
+    page: &mut Page<'_>,
+    from: u64,
+    checkpointed: Checkpointed,
+    stream: &mut IndexStream,
+    order: &[u32],
+) -> Result<Option<u64>, StreamError> {
+    let mut logged = order.iter().copied().peekable();
     while let Some(chunk) = stream.next().await? {
         if shard.checkpointed.get() != checkpointed {
             return Ok(None);
@@ -121,6 +136,7 @@ async fn list_once(
                 }
             }
         }
+        stream.recycle(chunk);
     }
     if shard.checkpointed.get() != checkpointed {
         return Ok(None);
@@ -140,6 +156,8 @@ struct Page<'a> {
     namespace: u16,
     prefix: &'a [u8],
     buffer: DmaBuf,
+    /// For reading the checkpoint.
+    chunk: Option<DmaBuf>,
     bytes_max: usize,
     bytes: usize,
     keys: usize,

@@ -92,9 +92,15 @@ impl Context {
         })
     }
 
-    /// Waits for a buffer of at least `bytes` bytes.
+    /// Waits for a buffer of at least `bytes` bytes. Who waits here holds no other memory.
     pub async fn buffer(&self, bytes: usize) -> DmaBuf {
         self.memory.until(&self.ready, || self.pool.alloc(bytes)).await
+    }
+
+    /// Waits for two buffers, and takes both or none.
+    pub async fn buffers(&self, bytes: [usize; 2]) -> [DmaBuf; 2] {
+        let both = || Some([self.pool.alloc(bytes[0])?, self.pool.alloc(bytes[1])?]);
+        self.memory.until(&self.ready, both).await
     }
 }
 

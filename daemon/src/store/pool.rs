@@ -295,15 +295,30 @@ impl Sync<'_> {
             return Ok(Copies::new(vec![Err(FormatError::Magic)]));
         }
         for copy in 0..COPIES {
-            let block = Superblock::block_of_copy(copy, blocks);
-            let buffer = self.memory.alloc(BLOCK_BYTES).ok_or(OpenError::Memory)?;
-            let (result, buffer) = self.run(Operation::Read { block, blocks: 1, buffer });
-            copies.push(match (result, buffer) {
-                (Ok(()), Some(buffer)) => Superblock::parse(&buffer),
-                _ => Err(FormatError::Field("unreadable block")),
-            });
+            copies.push(self.read_copy(copy, blocks)?);
+        }
+        // A device that has grown holds the last copies where its end was.
+        let was = copies.iter().flatten().map(|one| one.device_blocks).min().unwrap_or(blocks);
+        if was < blocks {
+            for (copy, place) in copies.iter_mut().enumerate().skip(COPIES / 2) {
+                *place = self.read_copy(copy, was)?;
+            }
         }
         Ok(Copies::new(copies))
+    }
+
+    fn read_copy(
+        &mut self,
+        copy: usize,
+        device_blocks: u64,
+    ) -> Result<Result<Superblock, FormatError>, OpenError> {
+        let block = Superblock::block_of_copy(copy, device_blocks);
+        let buffer = self.memory.alloc(BLOCK_BYTES).ok_or(OpenError::Memory)?;
+        let (result, buffer) = self.run(Operation::Read { block, blocks: 1, buffer });
+        Ok(match (result, buffer) {
+            (Ok(()), Some(buffer)) => Superblock::parse(&buffer),
+            _ => Err(FormatError::Field("unreadable block")),
+        })
     }
 
     fn write_superblocks(&mut self, superblock: &Superblock) -> Result<(), OpenError> {

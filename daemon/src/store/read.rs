@@ -110,6 +110,11 @@ impl PendingRetrieve {
         self.reads = Some(Reads { pin, data, page });
     }
 
+    /// Nothing has been submitted yet, for want of memory.
+    pub(super) fn waits_for_memory(&self) -> bool {
+        self.reads.is_none() && self.pointer.length > 0
+    }
+
     /// Waits for the bytes and verifies them.
     ///
     /// # Errors

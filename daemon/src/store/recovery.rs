@@ -150,6 +150,7 @@ fn empty_shard(
         checkpoint_done: Waiters::new(1),
         jobs: RefCell::default(),
         job_waiters: Waiters::new(super::cleaner::WORKERS),
+        starving: Cell::new(0),
         checkpoint_wanted: Cell::new(false),
         sweep_wanted: Cell::new(false),
         failed: Cell::new(false),
@@ -189,7 +190,7 @@ async fn load_checkpoint(
     checkpointed: Checkpointed,
 ) -> Result<(), RecoveryError> {
     let damaged = |error| RecoveryError::Checkpoint { shard: shard.id, error };
-    let mut stream = IndexStream::new(shard, checkpointed);
+    let mut stream = IndexStream::new(shard, checkpointed, None);
     while let Some(chunk) = stream.next().await.map_err(damaged)? {
         for page in chunk.pages() {
             for entry in stream.entries(&chunk, page).map_err(damaged)? {
@@ -263,8 +264,7 @@ impl Scan {
 fn note_tokens(shard: &Shard, page: &JournalPage<'_>) {
     let mut tokens = shard.tokens.borrow_mut();
     for record in page.records().flatten() {
-        // A delete's own outcome is not on media; a replayed delete is told that the key was there.
-        tokens.note(record.token, Some(true));
+        tokens.recover(record.token, page.sequence);
     }
 }
 
@@ -286,9 +286,7 @@ fn apply(shard: &Shard, page: &JournalPage<'_>) -> Result<(), RecoveryError> {
                 shard.removed_keys.set(shard.removed_keys.get() + u64::from(removed));
             }
             RecordKind::Move { from, to } => {
-                let current =
-                    shard.index.borrow().get(to.hash()).map(|entry| entry.pointer().address);
-                if current == Some(from) {
+                if shard.find_any(to.hash()).is_some_and(|entry| entry.is_moved_by(from, &to)) {
                     insert(shard, to)?;
                 }
             }

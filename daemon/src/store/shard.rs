@@ -79,6 +79,8 @@ pub struct Shard {
     /// Work for the cleaner's workers, who wait for it in `job_waiters`.
     pub(super) jobs: RefCell<Jobs>,
     pub(super) job_waiters: Waiters,
+    /// Workers of the cleaner that wait for memory.
+    pub(super) starving: Cell<u32>,
     /// A checkpoint has been asked for.
     pub(super) checkpoint_wanted: Cell<bool>,
     /// A sweep for expired entries has been asked for.
@@ -197,9 +199,7 @@ impl Shard {
 
     /// The value moved, unless the key got another one meanwhile; returns whether it moved.
     pub(super) fn apply_move(&self, from: u64, to: Entry) -> bool {
-        let current = self.find_any(to.hash());
-        let stays = current.is_none_or(|entry| entry.pointer().address != from);
-        if stays {
+        if !self.find_any(to.hash()).is_some_and(|entry| entry.is_moved_by(from, &to)) {
             return false;
         }
         let old = self.index.borrow_mut().insert(to).expect("the key is in the index");

@@ -18,7 +18,8 @@ const SETS: usize = 1024;
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     token: u64,
-    age: u32,
+    /// Grows; the lowest is the oldest.
+    age: u64,
     outcome: Option<bool>,
 }
 
@@ -26,7 +27,7 @@ struct Seen {
 #[derive(Debug)]
 pub(super) struct TokenWindow {
     sets: Vec<[Seen; WAYS]>,
-    age: u32,
+    age: u64,
 }
 
 impl Default for TokenWindow {
@@ -53,20 +54,29 @@ impl TokenWindow {
 
     /// Notes that `token`'s record is in the journal (`None`), or what came of it.
     pub(super) fn note(&mut self, token: u64, outcome: Option<bool>) {
-        if token == 0 {
+        self.age += 1;
+        self.put(Seen { token, age: self.age, outcome });
+    }
+
+    /// Notes a token from page `sequence` of the journal. Pages come in any order: what is newer stays.
+    /// A delete's own outcome is not on media; a replayed delete is told that the key was there.
+    pub(super) fn recover(&mut self, token: u64, sequence: u64) {
+        self.age = self.age.max(sequence);
+        self.put(Seen { token, age: sequence, outcome: Some(true) });
+    }
+
+    fn put(&mut self, new: Seen) {
+        if new.token == 0 {
             return;
         }
-        self.age = self.age.wrapping_add(1);
-        let age = self.age;
-        let set = self.set(token);
-        let place = match set.iter().position(|seen| seen.token == token) {
+        let set = self.set(new.token);
+        let place = match set.iter().position(|seen| seen.token == new.token) {
             Some(place) => place,
-            None => {
-                let oldest = |place: &usize| age.wrapping_sub(set[*place].age);
-                (0..WAYS).max_by_key(oldest).expect("a set has ways")
-            }
+            None => (0..WAYS).min_by_key(|place| set[*place].age).expect("a set has ways"),
         };
-        set[place] = Seen { token, age, outcome };
+        if set[place].age <= new.age {
+            set[place] = new;
+        }
     }
 }
 
@@ -84,6 +94,18 @@ mod tests {
         assert_eq!(window.get(5), Some(Known::Done(true)));
         window.note(0, Some(true));
         assert_eq!(window.get(0), None);
+    }
+
+    #[test]
+    fn older_tokens_that_are_recovered_later_do_not_push_newer_ones_out() {
+        let mut window = TokenWindow::default();
+        for token in 1..=100_000u64 {
+            window.recover(token, 1_000_000 - token);
+        }
+        let known = (1..=1000).filter(|token| window.get(*token).is_some()).count();
+        assert_eq!(known, 1000);
+        window.note(7, None);
+        assert_eq!(window.get(7), Some(Known::Pending));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct PendingStore<'k> {
 enum Stage {
     /// Nothing has been submitted: no space or no memory yet, or the value is to be packed or empty.
     Held(DmaBuf),
+    /// The token is known: this is the replay of a store that has been taken.
+    Replayed,
     /// The data is being written.
     Writing { pin: Pin, data: Io, page: Option<Io> },
 }
@@ -60,8 +62,11 @@ impl Store {
         if crc32c(&value[..length as usize]) != crc {
             return Err(Status::DataChecksum);
         }
+        let is_replay = shard.tokens.borrow_mut().get(token).is_some();
+        let replaced = shard.find_any(hash).map_or(0, |entry| entry.pointer().length);
         let used = self.context().usage.bytes(namespace as u16);
-        if quota_bytes.is_some_and(|quota| used + u64::from(length) > quota) {
+        let is_beyond = |quota| used + u64::from(length) > quota + u64::from(replaced);
+        if !is_replay && quota_bytes.is_some_and(is_beyond) {
             return Err(Status::Quota);
         }
         let now_s = self.context().now_s.get();
@@ -72,7 +77,7 @@ impl Store {
             Class::Durable => SegmentClass::Durable,
             Class::Cache => SegmentClass::Cache,
         };
-        let stage = Some(Stage::Held(value));
+        let stage = Some(if is_replay { Stage::Replayed } else { Stage::Held(value) });
         let mut pending =
             PendingStore { shard, key, pointer, token, class, moved_from: None, stage };
         pending.start();
@@ -112,7 +117,7 @@ impl PendingStore<'_> {
 
     /// Submits the writes if space and memory are there at once: the usual case.
     fn start(&mut self) {
-        if !self.is_direct() {
+        if !self.is_direct() || !matches!(self.stage, Some(Stage::Held(_))) {
             return;
         }
         let Some(page) = self.page_buffer() else { return };
@@ -149,8 +154,11 @@ impl PendingStore<'_> {
     /// Waits until the value is stored: on media, in the journal and in the index.
     ///
     /// # Errors
-    /// `NoSpace`, `Device`; whatever it is, nothing was stored.
+    /// `NoSpace`, `Device`, `Busy`; whatever it is, nothing was stored.
     pub async fn finish(mut self) -> Result<(), Status> {
+        if let Some(Stage::Replayed) = self.stage {
+            return self.shard.replayed(self.token).await.map(drop);
+        }
         let pin = self.place().await?;
         self.pointer.address = pin.as_ref().map_or(0, Pin::address);
         let entry = Entry::new(self.pointer);
@@ -169,15 +177,14 @@ impl PendingStore<'_> {
             return Ok(None);
         }
         if !self.is_direct() {
-            let Some(Stage::Held(value)) = &self.stage else { return Err(Status::Internal) };
+            // The value's memory goes back before the wait for the journal: a checkpoint may need it.
+            let Some(Stage::Held(value)) = self.stage.take() else { return Err(Status::Internal) };
             let value = &value[..self.pointer.length as usize];
             return pack(&self.shard, self.class, value).await.map(|(_, pin)| Some(pin));
         }
         if let Some(Stage::Held(_)) = self.stage {
-            let page = match has_checksum_page(self.pointer.length) {
-                true => Some(self.shard.context.buffer(BLOCK_BYTES).await),
-                false => None,
-            };
+            // Who holds memory does not wait for more: all could.
+            let page = self.page_buffer().ok_or(Status::Busy)?;
             let blocks = value_blocks(self.pointer.length);
             let pin = self.shard.allocate(self.class, blocks).await?;
             self.submit(pin, page);
@@ -232,7 +239,9 @@ impl Shard {
         match address {
             Some(address) => Ok(Some(Pin::adopt(self, address, if is_new { units } else { 0 }))),
             // The cleaner cannot wait for itself.
-            None if cleanable && is_new => Ok(None),
+            None if cleanable && is_new && self.starving.get() == 0 => Ok(None),
+            // It has no memory to move values through, and this store holds some.
+            None if cleanable && is_new => Err(Status::Busy),
             None => Err(Status::NoSpace),
         }
     }
