@@ -1,6 +1,6 @@
 //! `forebayd`: the daemon's command line.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{ArgGroup, Parser};
 use forebay_config::{Config, LogFormat};
 use std::io::Write;
@@ -57,8 +57,8 @@ fn check(file: &std::path::Path) -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = configure(arguments)?;
     start_log(&config)?;
-    forebayd::runtime::run(&config)?;
-    Ok(())
+    // Its errors are whole sentences already: their sources would only say it twice.
+    forebayd::runtime::run(&config).map_err(|error| anyhow!("{error}"))
 }
 
 fn configure(arguments: &Arguments) -> anyhow::Result<Config> {
