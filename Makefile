@@ -1,0 +1,39 @@
+# What there is to do with Forebay. Cargo is all that has to be there; the rest is installed where this
+# user may, or named.
+
+FUZZ_SECONDS ?= 30
+# For `make bench`: --quick, --only engine|large|small|memory|disk
+BENCH ?=
+
+.PHONY: help build demo test lint fuzz bench
+
+help:
+	@echo 'make demo    the whole path once, with a crash in the middle (2 minutes and the build)'
+	@echo 'make test    every test there is; FUZZ_SECONDS=$(FUZZ_SECONDS) for each fuzz target'
+	@echo 'make build   forebayd and forebay, in target/release'
+	@echo 'make lint    rustfmt and clippy, as CI has them'
+	@echo 'make fuzz    the fuzz targets alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
+	@echo 'make bench   how fast and how big, beside fio, iperf3 and Redis; BENCH="--only small" for a part'
+
+build:
+	@tests/scripts/need.sh cc:gcc,libc6-dev
+	cargo build --release -p forebayd -p forebay-tools
+
+demo:
+	@tests/scripts/demo.sh
+
+test:
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/scripts/test.sh
+
+lint:
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fuzz:
+	@tests/scripts/need.sh c++:g++
+	@tests/fuzz/run.sh $(FUZZ_SECONDS)
+
+bench:
+	@tests/scripts/need.sh cc:gcc,libc6-dev fio:fio iperf3:iperf3 redis-server:redis-server redis-benchmark:redis-tools
+	cargo build --release --quiet -p forebayd -p forebay-tools
+	cargo run --release --quiet -p forebay-tests --bin foundation-bench -- $(BENCH)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Every test there is: fuzz targets (FUZZ_SECONDS each, 30 without it), documentation, all crates.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+tests/scripts/need.sh cc:gcc,libc6-dev c++:g++
+tests/fuzz/run.sh "${FUZZ_SECONDS:-30}"
+# nextest, where it is there, runs tests side by side; it does not know those in documentation.
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo test --workspace --doc
+    cargo nextest run --workspace
+else
+    cargo test --workspace
+fi

@@ -1,0 +1,103 @@
+//! `foundation-bench`: how fast and how big Forebay is, beside what the machine can do.
+//!
+//! Guarantees: a ratio compares two things that ran one after the other on the same cores of the same
+//! machine, in interleaved rounds; its value is the median of the rounds' ratios. Everything runs on
+//! `/dev/shm`, on loopback, for a bounded time; every process that was started is killed by its id, and
+//! every file removed. What breaks it: another load on the machine.
+//!
+//! Prints a table, writes `bench/foundation.json` into the target folder, and ends with 1 if a goal was
+//! missed.
+
+mod disk;
+mod engine;
+mod large;
+mod machine;
+mod memory;
+mod metric;
+mod peers;
+mod server;
+mod small;
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use machine::Machine;
+use metric::Metrics;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Measures Forebay beside fio, iperf3 and Redis.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Only the part of this name: engine, large, small, memory or disk
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// One short round and fewer keys: shows that it works, not how fast
+    #[arg(long)]
+    quick: bool,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// Rounds; the median of them counts.
+    rounds: usize,
+    /// Seconds of one measurement.
+    seconds: u32,
+    /// Keys of 4 KiB in the part about memory and restarts.
+    keys: u64,
+}
+
+impl Effort {
+    const FULL: Self = Self { rounds: 3, seconds: 3, keys: 1_000_000 };
+    const QUICK: Self = Self { rounds: 1, seconds: 1, keys: 100_000 };
+}
+
+type Part = fn(&Machine, Effort, &mut Metrics) -> anyhow::Result<()>;
+
+/// In this order: each part starts and ends its own processes.
+const PARTS: [(&str, Part); 5] = [
+    ("engine", engine::measure),
+    ("large", large::measure),
+    ("small", small::measure),
+    ("memory", memory::measure),
+    ("disk", disk::measure),
+];
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `false`: a goal was missed.
+fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    let Arguments { only, quick } = arguments;
+    let chosen = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    if !PARTS.iter().any(|(name, _)| chosen(name)) {
+        bail!("--only takes engine, large, small, memory or disk");
+    }
+    let effort = if *quick { Effort::QUICK } else { Effort::FULL };
+    let machine = Machine::look()?;
+    let mut metrics = Metrics::default();
+    for (name, part) in PARTS.iter().filter(|(name, _)| chosen(name)) {
+        eprintln!("bench: {name}");
+        part(&machine, effort, &mut metrics).with_context(|| format!("part {name}"))?;
+    }
+    print!("{}", metrics.table());
+    let path = results(only.is_none() && !quick)?;
+    std::fs::write(&path, metrics.json()).with_context(|| path.display().to_string())?;
+    println!("written to {}", path.display());
+    Ok(metrics.all_ok())
+}
+
+/// Where the results go: only a whole run is `foundation.json`.
+fn results(whole: bool) -> anyhow::Result<PathBuf> {
+    let folder = machine::target()?.join("bench");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    Ok(folder.join(if whole { "foundation.json" } else { "foundation-part.json" }))
+}
