@@ -27,7 +27,7 @@ fn single_nvme_parses() {
     assert_eq!(config.devices.len(), 1);
     assert_eq!(config.devices[0].driver, Driver::Uring);
     assert!(!config.devices[0].format_if_blank);
-    assert_eq!(config.arena_bytes_min(), 128 << 20);
+    assert_eq!(config.arena_bytes_min(), 192 << 20);
     assert_eq!(config.listeners[0].address_of(3), "0.0.0.0:7403".parse().unwrap());
 }
 
@@ -37,7 +37,7 @@ fn eight_nvme_parses() {
     assert_eq!(config.daemon.cores.len(), 16);
     assert_eq!(config.devices.len(), 8);
     assert_eq!(config.devices[7].path, Path::new("/dev/nvme7n1"));
-    assert_eq!(config.arena_bytes_min(), 1280 << 20);
+    assert_eq!(config.arena_bytes_min(), 1536 << 20);
     assert_eq!(config.namespaces[1].class, Class::Cache);
 }
 

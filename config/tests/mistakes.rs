@@ -84,13 +84,13 @@ fn each_mistake_has_its_exact_message() {
             "[0, 1]",
             "[0, 1]\narena = \"16MiB\"",
             "f.toml:4: the arena of 16MiB is smaller than the queues need (2 cores, 1 device, \
-             queue_depth 128); write arena = \"48MiB\"",
+             queue_depth 128); write arena = \"80MiB\"",
         ),
         (
             "[0, 1]",
             "[0, 1]\nqueue_depth = 4000",
             "f.toml:2: the arena of 256MiB is smaller than the queues need (2 cores, 1 device, \
-             queue_depth 4000); write arena = \"544MiB\"",
+             queue_depth 4000); write arena = \"576MiB\"",
         ),
         (
             "[0, 1]",
