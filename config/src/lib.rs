@@ -22,8 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// Arena bytes that each core needs whatever its devices: 320 KiB of journal and packing buffers for
-/// each of up to 64 shards, and the
-/// largest values on their way through.
+/// each of up to 64 shards, and the largest values on their way through.
 pub const ARENA_CORE_BYTES: u64 = 32 << 20;
 /// Arena bytes that each core needs for each command its queue on a device can hold.
 pub const ARENA_COMMAND_BYTES: u64 = 64 << 10;
