@@ -12,11 +12,10 @@ use toml::de::DeValue;
 /// defaults, or their table is left out), so that all mistakes are told at once; a list that is
 /// empty only because its tables were wrong is not called missing.
 pub(crate) fn check(report: &mut Report<'_>, config: &Config, places: &Places, machine: &Machine) {
-    let tables_were_fine = report.is_empty();
     cores(report, config, places, machine);
-    devices(report, config, places, tables_were_fine);
+    devices(report, config, places);
     arena(report, config, places);
-    listeners(report, config, places, tables_were_fine);
+    listeners(report, config, places);
     namespaces(report, config, places);
 }
 
@@ -57,8 +56,8 @@ fn cores(report: &mut Report<'_>, config: &Config, places: &Places, machine: &Ma
     }
 }
 
-fn devices(report: &mut Report<'_>, config: &Config, places: &Places, tables_were_fine: bool) {
-    if config.devices.is_empty() && tables_were_fine {
+fn devices(report: &mut Report<'_>, config: &Config, places: &Places) {
+    if places.no_device {
         let instead = "write [[device]] with driver = \"uring\" and path = \"/dev/nvme0n1\"";
         report.add_missing("there is no device", instead);
     }
@@ -91,8 +90,8 @@ fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-fn listeners(report: &mut Report<'_>, config: &Config, places: &Places, tables_were_fine: bool) {
-    if config.listeners.is_empty() && tables_were_fine {
+fn listeners(report: &mut Report<'_>, config: &Config, places: &Places) {
+    if places.no_listener {
         let instead = "write [[listen]] with transport = \"tcp\" and address = \"127.0.0.1:7400\"";
         report.add_missing("there is no listener", instead);
     }

@@ -13,6 +13,10 @@ pub(crate) struct Places {
     /// Of each core in `cores`; of the section where the key is missing.
     pub(crate) cores: Vec<usize>,
     pub(crate) arena: usize,
+    /// There is no `[[device]]` at all, not even a wrong one.
+    pub(crate) no_device: bool,
+    /// There is no `[[listen]]` at all.
+    pub(crate) no_listener: bool,
     /// Of each device's `path`.
     pub(crate) devices: Vec<usize>,
     /// Of each listener's `address`.
@@ -45,9 +49,15 @@ fn root(report: &mut Report<'_>, table: &DeTable<'_>) -> (Config, Places) {
     let (namespaces, namespace_places) = list(report, &mut root, "namespace", namespace).unzip();
     let log = log(report, &mut root);
     root.finish(report);
+    let is_missing = |key| match table.get(key) {
+        Some(value) => value.get_ref().as_array().is_some_and(|tables| tables.is_empty()),
+        None => true,
+    };
     let places = Places {
         cores,
         arena,
+        no_device: is_missing("device"),
+        no_listener: is_missing("listen"),
         devices: device_places,
         listeners: listener_places,
         namespaces: namespace_places,

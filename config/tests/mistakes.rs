@@ -293,7 +293,7 @@ fn all_mistakes_of_a_file_are_told_at_once_in_its_order() {
     let lines: Vec<&str> = told.iter().map(|m| m.split(' ').next().unwrap()).collect();
     assert_eq!(
         lines,
-        ["f.toml:2:", "f.toml:3:", "f.toml:5:", "f.toml:7:", "f.toml:8:"],
+        ["f.toml:", "f.toml:2:", "f.toml:3:", "f.toml:5:", "f.toml:7:", "f.toml:8:"],
         "{told:?}"
     );
 }
