@@ -195,6 +195,11 @@ impl Rig {
         }
     }
 
+    /// Gives the index this many bytes from the next start on.
+    pub fn set_index_bytes(&mut self, index_bytes: usize) {
+        self.index_bytes = index_bytes;
+    }
+
     /// Runs `task` to its end.
     ///
     /// # Panics
@@ -303,11 +308,17 @@ impl Rig {
     /// The first block of the segments in which `value`, of at least 16 bytes, begins.
     #[must_use]
     pub fn block_of(&self, value: &[u8]) -> Option<u64> {
+        self.blocks_of(value).first().copied()
+    }
+
+    /// All of them: the cleaner leaves copies behind.
+    #[must_use]
+    pub fn blocks_of(&self, value: &[u8]) -> Vec<u64> {
         let start = &value[..value.len().min(BLOCK_BYTES)];
         let units = |block: &[u8; BLOCK_BYTES]| {
             (0..BLOCK_BYTES).step_by(64).any(|unit| block[unit..].starts_with(start))
         };
-        (self.region.segments_block..self.blocks - 512)
-            .find(|block| units(&self.device.peek(*block)))
+        let blocks = self.region.segments_block..self.blocks - 512;
+        blocks.filter(|block| units(&self.device.peek(*block))).collect()
     }
 }
