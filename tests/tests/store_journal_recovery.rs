@@ -33,9 +33,9 @@ enum Place {
 enum Later {
     None,
     SameBatch,
-    LaterBatch,
+    NewBatch,
     /// Of a later run than the pages before the place.
-    LaterBatchOfLaterEpoch,
+    NewBatchOfNewEpoch,
     StaleEpoch,
     OlderLap,
     Torn,
@@ -54,8 +54,8 @@ const PLACES: [Place; 7] = [
 const LATERS: [Later; 8] = [
     Later::None,
     Later::SameBatch,
-    Later::LaterBatch,
-    Later::LaterBatchOfLaterEpoch,
+    Later::NewBatch,
+    Later::NewBatchOfNewEpoch,
     Later::StaleEpoch,
     Later::OlderLap,
     Later::Torn,
@@ -90,10 +90,10 @@ fn verdict(case: Case) -> Verdict {
     let end = at + u64::from(is_good);
     let is_next = is_good && distance == 1;
     match later {
-        Later::SameBatch | Later::LaterBatch | Later::LaterBatchOfLaterEpoch if is_next => {
+        Later::SameBatch | Later::NewBatch | Later::NewBatchOfNewEpoch if is_next => {
             Verdict::End { place: true, later: true, end: end + 1 }
         }
-        Later::LaterBatch | Later::LaterBatchOfLaterEpoch => Verdict::Damage { sequence: end },
+        Later::NewBatch | Later::NewBatchOfNewEpoch => Verdict::Damage { sequence: end },
         _ => Verdict::End { place: is_good, later: false, end },
     }
 }
@@ -193,8 +193,8 @@ impl Craft {
             &match later {
                 Later::None => vec![0; BLOCK_BYTES],
                 Later::SameBatch => page(self.ring, LAST, sequence, at),
-                Later::LaterBatch => good,
-                Later::LaterBatchOfLaterEpoch => page(self.ring, LAST + 1, sequence, sequence),
+                Later::NewBatch => good,
+                Later::NewBatchOfNewEpoch => page(self.ring, LAST + 1, sequence, sequence),
                 Later::StaleEpoch => page(self.ring, STALE, sequence, sequence),
                 Later::OlderLap => {
                     page(self.ring, LAST, sequence - RING_PAGES, sequence - RING_PAGES)
