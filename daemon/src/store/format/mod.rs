@@ -5,6 +5,8 @@
 //! that have not been checked are plain slices; only `parse` makes them one of these types.
 //! `FORMAT.md` holds the same tables for readers.
 
+#[cfg(test)]
+mod golden;
 pub mod index_page;
 pub mod journal_page;
 pub mod superblock;
