@@ -70,7 +70,7 @@ fn any_key(client: u64, rng: &mut fastrand::Rng) -> Vec<u8> {
     let number = rng.u64(..24);
     let mut key = prefix(client, number % 4);
     key.extend(format!("{number}").into_bytes());
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         key.resize(number as usize * 45 + 30, b'.');
     }
     key
