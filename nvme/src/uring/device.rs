@@ -99,7 +99,9 @@ pub enum OpenError {
 /// An open, locked device, and what is known of it.
 #[derive(Debug)]
 pub(super) struct Target {
-    file: Flock<File>,
+    pub(super) file: Flock<File>,
+    /// A file on tmpfs.
+    pub(super) in_memory: bool,
     pub(super) blocks: u64,
     pub(super) volatile_write_cache: bool,
     pub(super) discard: bool,
@@ -128,7 +130,9 @@ impl Target {
         } else {
             (block_has_cache(metadata.rdev()), block_can_discard(metadata.rdev()))
         };
-        Ok(Self { file, blocks, volatile_write_cache, discard })
+        // Of all regular files only those in memory have no cache to lose.
+        let in_memory = metadata.is_file() && !volatile_write_cache;
+        Ok(Self { file, in_memory, blocks, volatile_write_cache, discard })
     }
 }
 

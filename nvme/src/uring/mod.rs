@@ -21,6 +21,7 @@
 )]
 
 mod device;
+mod memory;
 mod ring;
 mod slots;
 
@@ -37,6 +38,7 @@ use crate::{
 };
 pub use device::OpenError;
 use device::Target;
+use memory::Transfers;
 use ring::Registered;
 use slots::{InFlight, Slots};
 
@@ -100,11 +102,12 @@ impl UringDevice {
             ring,
             slots: Slots::new(depth),
             ended: VecDeque::with_capacity(depth as usize),
+            transfers: self.target.in_memory.then(|| Transfers::new(depth)),
             staged: 0,
             kernel_owned: 0,
             registered,
             geometry,
-            _target: Arc::clone(&self.target),
+            target: Arc::clone(&self.target),
             _pool: pool.clone(),
         })
     }
@@ -112,20 +115,23 @@ impl UringDevice {
 
 /// One thread's queue on a [`UringDevice`].
 ///
-/// A request is in one of three places: `ended` (it never needed the kernel), staged in the
-/// submission ring, or owned by the kernel. In the last two its buffer lies in `slots`.
+/// A request is in one of four places: `ended` (it never needed the kernel), `transfers` (the file is
+/// in memory), staged in the submission ring, or owned by the kernel. In the last two its buffer lies
+/// in `slots`.
 pub struct UringQueue {
     ring: IoUring,
     slots: Slots,
     /// Ended without the kernel: impossible, or a flush of nothing.
     ended: VecDeque<Completion>,
+    /// Reads and writes of a file in memory, which never go to the ring.
+    transfers: Option<Transfers>,
     /// Entries in the submission ring that the kernel has not taken.
     staged: u32,
     /// Entries that the kernel has taken and not completed.
     kernel_owned: usize,
     registered: Option<Registered>,
     geometry: Geometry,
-    _target: Arc<Target>,
+    target: Arc<Target>,
     /// Registered with the ring; see `ring::register_pool`.
     _pool: Pool,
 }
@@ -151,10 +157,15 @@ impl BlockQueue for UringQueue {
             Ok(()) if nothing_to_flush && matches!(request.operation, Operation::Flush) => {
                 self.ended.push_back(request.end(Ok(())));
             }
-            Ok(()) => {
-                let slot = self.slots.insert(request);
-                self.stage(slot);
-            }
+            Ok(()) => match (&mut self.transfers, &request.operation) {
+                (Some(transfers), Operation::Read { .. } | Operation::Write { .. }) => {
+                    transfers.push(request);
+                }
+                _ => {
+                    let slot = self.slots.insert(request);
+                    self.stage(slot);
+                }
+            },
         }
         Ok(())
     }
@@ -166,6 +177,9 @@ impl BlockQueue for UringQueue {
             && let Some(completion) = self.ended.pop_front()
         {
             completions.push(completion);
+        }
+        if let Some(transfers) = &mut self.transfers {
+            transfers.run(&self.target.file, completions);
         }
         while completions.len() < completions.capacity()
             && let Some(entry) = self.next_entry()
@@ -180,7 +194,7 @@ impl BlockQueue for UringQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.slots.used() + self.ended.len()
+        self.slots.used() + self.ended.len() + self.transfers.as_ref().map_or(0, Transfers::len)
     }
 
     /// The ring: readable when it has completions. Requests that ended without the kernel do not
