@@ -28,6 +28,15 @@ struct World {
 
 impl World {
     fn new(seed: u64, reactors: u16, profile: SimProfile) -> Self {
+        Self::build(seed, reactors, profile, |_| {})
+    }
+
+    fn build(
+        seed: u64,
+        reactors: u16,
+        profile: SimProfile,
+        change: impl FnOnce(&mut SimConfig),
+    ) -> Self {
         let device = |n| SimDevice::new(DeviceConfig { seed: seed + n, ..DeviceConfig::default() });
         let options = FormatOptions {
             shards: Some(8),
@@ -41,7 +50,7 @@ impl World {
             quota_bytes: None,
             ttl_s: None,
         }];
-        let config = SimConfig {
+        let mut config = SimConfig {
             seed,
             reactors,
             devices: vec![device(1), device(2)],
@@ -52,6 +61,7 @@ impl World {
             index_bytes: 1 << 20,
             slots: 64,
         };
+        change(&mut config);
         let connector =
             SimConnector { daemon: Rc::new(RefCell::new(None)), net: SimNet::new(seed, profile) };
         let mut world = Self { config, connector };
@@ -318,6 +328,64 @@ fn finish_in_flight(
                 check(model, ended.tag, operation, &ended, seed);
             }
         }
+    }
+}
+
+/// No command is in service, and all memory is back that was free before.
+fn at_rest(world: &World) -> Vec<(usize, usize)> {
+    let mut daemon = world.connector.daemon.borrow_mut();
+    let daemon = daemon.as_mut().unwrap();
+    for _ in 0..100_000 {
+        daemon.step();
+    }
+    let reactors = daemon.reactors().iter();
+    reactors.map(|one| (one.context().slots.in_use(), one.core().memory.free_bytes())).collect()
+}
+
+#[test]
+fn commands_that_are_given_up_on_leave_nothing_behind() {
+    for seed in 0..6 {
+        let mut world = World::new(600 + seed, 2, SimProfile::choppy());
+        let before = at_rest(&world);
+        // Deadlines so short that many pass in the network or on the device.
+        let mut client = world.client(seed);
+        let (mut done, mut ended) = (Vec::new(), BTreeMap::new());
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (mut left, mut count) = (600, 0);
+        while left > 0 || count < 600 {
+            let (operation, name) = (operation(&mut rng), format!("key-{}", rng.u64(..KEYS)));
+            let request = request(name.as_bytes(), &operation);
+            let timeout_us = rng.u32(1_000..60_000);
+            if left > 0 && client.submit(request.with_timeout_us(timeout_us)).is_ok() {
+                left -= 1;
+            }
+            client.poll(&mut done, 100).unwrap();
+            for end in done.drain(..) {
+                *ended.entry(end.status).or_insert(0) += 1;
+                count += 1;
+            }
+        }
+        assert!(ended[&Status::Timeout] > 30 && ended[&Status::Ok] > 30, "seed {seed}: {ended:?}");
+        drop(client);
+        assert_eq!(at_rest(&world), before, "seed {seed}: {ended:?}");
+        world.crash(seed);
+    }
+}
+
+#[test]
+fn few_slots_and_little_memory_make_clients_wait_and_fail_nothing() {
+    for seed in 0..4 {
+        let mut world = World::build(700 + seed, 2, SimProfile::kind(), |config| {
+            (config.slots, config.memory_bytes) = (5, 12 << 20);
+        });
+        let before = at_rest(&world);
+        let (mut client, mut model) = (world.client(seed), Model::new());
+        churn(&mut client, &mut model, seed, 400);
+        audit(&mut client, &mut model, seed);
+        assert!(client.counters().retries > 0, "seed {seed}: it was never busy");
+        drop(client);
+        assert_eq!(at_rest(&world), before);
+        world.crash(seed);
     }
 }
 

@@ -346,3 +346,78 @@ impl Directory {
         &mut rows[row][usize::from(origin.id.cid)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_fabric::transport::ConnId;
+    use forebay_nvme::{Arena, Pool};
+
+    fn origin(slot: u16, cid: u16, generation: u32) -> Origin {
+        let conn = ConnId { slot, generation: 1 };
+        Origin { listener: 0, id: RequestId { conn, cid, generation } }
+    }
+
+    fn command(key: &[u8], value: &[u8]) -> Vec<u8> {
+        let mut command = Command::new(Opcode::Store, 1);
+        command.seal(&[], key, value);
+        [command.as_bytes(), key, value].concat()
+    }
+
+    fn slots(count: u16) -> (Slots, Pool) {
+        let pool = Arena::on_demand(4 << 20).unwrap().pool();
+        (Slots::new(&Ready::new(8), count, 1, 4), pool)
+    }
+
+    fn take(slots: &Slots, pool: &Pool, from: Origin, pdu: &[u8]) -> Result<SlotIndex, Status> {
+        let capsule = Capsule::parse(pdu).unwrap();
+        slots.take(from, Opcode::Store, &capsule, 0, |bytes| pool.alloc(bytes))
+    }
+
+    #[test]
+    fn a_slot_keeps_what_it_needs_of_the_capsule_and_is_empty_after_it() {
+        let (slots, pool) = slots(1);
+        let free_bytes = pool.free_bytes();
+        for value in [&b"value"[..], b""] {
+            let pdu = command(b"key", value);
+            let at = take(&slots, &pool, origin(0, 1, 1), &pdu).unwrap();
+            drop(pdu);
+            assert_eq!(*slots.lend_key(at), *b"key");
+            assert_eq!(*slots.lend_key(at), *b"key", "it came back");
+            if !value.is_empty() {
+                let data = slots.take_data(at).unwrap();
+                assert_eq!(data.as_ref()[..value.len()], *value);
+            }
+            slots.give_back(at);
+            assert_eq!((slots.in_use(), pool.free_bytes()), (0, free_bytes));
+        }
+    }
+
+    #[test]
+    fn without_a_slot_or_memory_the_answer_is_busy_and_nothing_is_kept() {
+        let (slots, pool) = slots(2);
+        let pdu = command(b"key", b"value");
+        let held = pool.alloc(4 << 20).unwrap();
+        assert_eq!(take(&slots, &pool, origin(0, 0, 1), &pdu), Err(Status::Busy));
+        assert_eq!(slots.in_use(), 0);
+        drop(held);
+        assert!(take(&slots, &pool, origin(0, 0, 1), &pdu).is_ok());
+        assert!(take(&slots, &pool, origin(0, 1, 1), &pdu).is_ok());
+        assert_eq!(take(&slots, &pool, origin(0, 2, 1), &pdu), Err(Status::Busy));
+    }
+
+    #[test]
+    fn a_command_is_found_though_a_newer_one_has_its_identifier() {
+        let (slots, pool) = slots(4);
+        let pdu = command(b"key", b"value");
+        let old = take(&slots, &pool, origin(9, 3, 1), &pdu).unwrap();
+        let new = take(&slots, &pool, origin(9, 3, 2), &pdu).unwrap();
+        assert_eq!(slots.find(origin(9, 3, 1)), Some(old));
+        assert_eq!(slots.find(origin(9, 3, 2)), Some(new));
+        slots.give_back(old);
+        assert_eq!(slots.find(origin(9, 3, 1)), None);
+        assert_eq!(slots.find(origin(9, 3, 2)), Some(new));
+        slots.give_back(new);
+        assert_eq!(slots.find(origin(9, 3, 2)), None);
+    }
+}

@@ -83,7 +83,7 @@ impl Place {
 }
 
 /// The first of `count` ports in a row that nobody listens on.
-fn free_ports(count: u16) -> u16 {
+pub(crate) fn free_ports(count: u16) -> u16 {
     loop {
         let first = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = first.local_addr().unwrap().port();

@@ -1,6 +1,7 @@
 //! Starts that cannot be, and what they say.
 
-use crate::daemon::{BINARY, Daemon, Place, value};
+use crate::daemon::{BINARY, Daemon, Place, free_ports, value};
+use forebay_fabric::client::{Client, ClientConfig};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Output, Stdio};
 
@@ -139,4 +140,26 @@ fn one_torn_superblock_is_mended_and_three_are_too_many() {
     }
     let said = refusal(&place, &config(&place, "forebay.img", "512MiB", true, 7400));
     assert!(said.contains("fewer than two of its four superblocks are good"), "{said}");
+}
+
+#[test]
+fn every_listener_serves_the_same_values() {
+    let place = Place::new(1);
+    let port = free_ports(2);
+    let mut text = config(&place, "device", "512MiB", true, port);
+    let second = std::net::SocketAddr::from(([127, 0, 0, 1], port + 1));
+    text += &format!("[[listen]]\ntransport = \"tcp\"\naddress = \"{second}\"\n");
+    let file = place.path("two.toml");
+    std::fs::write(&file, text).unwrap();
+    let daemon = Daemon::spawn(Command::new(BINARY).arg("--config").arg(file));
+    let mut one = daemon.client();
+    let mut other = Client::connect(ClientConfig::new(vec![second])).unwrap();
+    let namespace = one.namespace("default").unwrap();
+    for n in 0..50 {
+        let key = format!("key {n}");
+        one.store(namespace, key.as_bytes(), value(n, 20_000)).unwrap();
+        assert_eq!(other.retrieve(namespace, key.as_bytes()).unwrap(), Some(value(n, 20_000)));
+        assert!(other.delete(namespace, key.as_bytes()).unwrap());
+        assert_eq!(one.exist(namespace, key.as_bytes()).unwrap(), None);
+    }
 }
