@@ -7,6 +7,9 @@
 //! Linear probing with backward-shift deletion: no tombstones, so a table that has churned for a year
 //! probes as a fresh one does.
 
+use forebay_nvme::ArenaError;
+use forebay_nvme::arena::Table;
+
 /// Bits of a key's hash that an entry keeps.
 const HASH_MASK: u128 = (1 << 112) - 1;
 
@@ -139,8 +142,7 @@ impl Entry {
 /// The table of one shard.
 #[derive(Debug)]
 pub struct Index {
-    /// Plain words: as such the allocator hands them out as untouched zero pages.
-    slots: Vec<[u64; 4]>,
+    slots: Table,
     mask: usize,
     len: usize,
     cap: usize,
@@ -153,11 +155,13 @@ pub struct IndexFull;
 impl Index {
     /// A table of at most `bytes` bytes: the largest power of two of slots that fits, of which 7/8
     /// may be in use. The memory is zero pages until it is touched.
-    #[must_use]
-    pub fn with_bytes(bytes: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`ArenaError`]: the kernel gives no address space.
+    pub fn with_bytes(bytes: usize) -> Result<Self, ArenaError> {
         let wanted = (bytes / size_of::<Entry>()).max(64);
         let slots = 1usize << wanted.ilog2();
-        Self { slots: vec![[0; 4]; slots], mask: slots - 1, len: 0, cap: slots / 8 * 7 }
+        Ok(Self { slots: Table::new(slots)?, mask: slots - 1, len: 0, cap: slots / 8 * 7 })
     }
 
     /// Entries in use.
@@ -322,7 +326,7 @@ mod tests {
 
     #[test]
     fn it_agrees_with_a_map_over_random_operations_near_its_cap() {
-        let mut index = Index::with_bytes(64 * 32);
+        let mut index = Index::with_bytes(64 * 32).expect("2 KiB of memory");
         let mut model = BTreeMap::new();
         let mut rng = fastrand::Rng::with_seed(7);
         for step in 0..200_000u64 {

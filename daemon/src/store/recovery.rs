@@ -82,7 +82,9 @@ pub enum RecoveryError {
         shard: u32,
     },
     /// The arena is too small for the shard's own buffers.
-    #[error("shard {shard}: no arena memory for its journal; raise `arena` in [daemon]")]
+    #[error(
+        "shard {shard}: no memory for its journal or its index; raise `arena` or lower `index` in [daemon]"
+    )]
     Memory {
         /// The shard.
         shard: u32,
@@ -121,6 +123,7 @@ fn empty_shard(
     index_bytes: usize,
 ) -> Result<Shard, RecoveryError> {
     let (layout, region) = (pool.layout(), pool.region(id));
+    let index = Index::with_bytes(index_bytes).map_err(|_| RecoveryError::Memory { shard: id })?;
     let buffer = |bytes| context.pool.alloc(bytes).ok_or(RecoveryError::Memory { shard: id });
     let pair = |bytes| -> Result<[DmaBuf; 2], _> { Ok([buffer(bytes)?, buffer(bytes)?]) };
     let packer = || Ok(RefCell::new(Packer::new(pair(Packer::BUFFER_BYTES)?)));
@@ -133,7 +136,7 @@ fn empty_shard(
         ring: RingId { pool: pool.tag(), shard: id as u16 },
         epoch: pool.epoch(),
         volatile_cache: context.disk.geometry(region.device).volatile_write_cache,
-        index: RefCell::new(Index::with_bytes(index_bytes)),
+        index: RefCell::new(index),
         index_media_bytes: Cell::new(0),
         removed_keys: Cell::new(0),
         space: RefCell::new(Space::new(layout.segments, layout.segment_blocks)),

@@ -22,11 +22,13 @@
 mod buddy;
 mod pool;
 mod region;
+mod table;
 
 use std::sync::Arc;
 
 pub use pool::{DmaBuf, Pool};
 use region::Region;
+pub use table::{Table, TableEntry};
 
 /// The smallest buffer, in bytes.
 pub const BUFFER_BYTES_MIN: usize = 4096;

@@ -71,6 +71,13 @@ impl Region {
         Ok(region)
     }
 
+    /// Advice only: a kernel without transparent huge pages stays with ordinary ones.
+    pub(super) fn prefer_huge_pages(&self) {
+        if let Err(errno) = self.advise(MmapAdvise::MADV_HUGEPAGE) {
+            log::debug!("arena: no transparent huge pages: {errno}");
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -43,7 +43,7 @@ pub(crate) fn measure(
 fn size(server: &Server, metrics: &mut Metrics) -> anyhow::Result<()> {
     let entry_bytes = size_of::<Entry>() as f64;
     metrics.goal("index_bytes_per_key", entry_bytes, "B", Goal::AtMost(INDEX_BYTES_GOAL));
-    let table = Index::with_bytes(1 << 20);
+    let table = Index::with_bytes(1 << 20)?;
     metrics.note(
         "index_table_bytes_per_key_at_cap",
         table.bytes() as f64 / table.cap() as f64,
