@@ -377,15 +377,17 @@ fn values_end_with_their_time_free_their_space_and_do_not_come_back() {
 #[test]
 fn an_expired_key_that_is_stored_again_is_kept_by_the_next_checkpoints() {
     let mut rig = Rig::new(&Shape::default());
-    rig.add_namespace(20, namespace(None, Some(60)));
+    rig.add_namespace(20, namespace(None, Some(5)));
     assert_eq!(rig.put(20, b"key", b"first", 0), Ok(()));
     rig.checkpoint();
-    rig.set_time(1_000_000);
-    // No sweep in between: it takes a turn of the clock.
+    // It has expired, and the next sweep is not due yet.
+    rig.set_time(1_010);
+    assert_eq!(rig.put(NAMESPACE, b"other", b"", 0), Ok(()));
     rig.checkpoint();
+    assert_eq!(rig.store().keys(), 2, "it was not swept");
     assert_eq!(rig.put(20, b"key", b"second", 0), Ok(()));
-    rig.checkpoint();
     assert_eq!(rig.list(20), Ok([b"key".to_vec()].into()));
+    rig.checkpoint();
     rig.restart();
     assert_eq!(rig.get(20, b"key").as_deref(), Ok(&b"second"[..]));
     assert_eq!(rig.list(20), Ok([b"key".to_vec()].into()));
