@@ -231,7 +231,7 @@ impl Shard {
             return Err(Status::NoSpace);
         }
         let address = space.allocate(class, blocks);
-        let (low, cleanable) = (space.is_low(), space.is_cleanable());
+        let (low, cleanable) = (space.is_low(), address.is_none() && space.is_cleanable());
         drop(space);
         if low {
             self.upkeep.wake_all(&self.context.ready);
