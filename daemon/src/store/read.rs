@@ -167,19 +167,18 @@ impl PendingRetrieve {
         let begin = (address % UNITS_PER_BLOCK * UNIT_BYTES) as usize;
         let bytes = (self.covered.end - self.covered.start) as usize;
         let data = &buffer[begin..begin + bytes];
-        let good = match page {
+        let sum = match page {
             Some(page) => verify(data, self.covered.start, page, crc),
-            None => crc32c(data) == crc,
+            None => (crc32c(data) == crc).then_some(crc),
         };
-        if !good {
+        let Some(sum) = sum else {
             let Shard { id, .. } = *self.shard;
             log::error!("shard {id}: value of {length} bytes at unit {address} fails its checksum");
             return Err(Status::Corrupt);
-        }
+        };
         let from = begin + (self.wanted.start - self.covered.start) as usize;
         let range = from..from + (self.wanted.end - self.wanted.start) as usize;
-        let whole = page.is_none() && range.len() == length as usize;
-        let crc = if whole { crc } else { crc32c(&buffer[range.clone()]) };
+        let crc = if range.len() == bytes { sum } else { crc32c(&buffer[range.clone()]) };
         Ok(Fragment { buffer, range, crc, value_length: length })
     }
 }

@@ -24,6 +24,8 @@ pub struct PendingStore<'k> {
     class: SegmentClass,
     /// Set if this is the cleaner's: where the value was.
     moved_from: Option<u64>,
+    /// The checksum page, filled, if the value has one and there was memory.
+    page: Option<DmaBuf>,
     /// `None` only while it moves from one stage to the next.
     stage: Option<Stage>,
 }
@@ -59,9 +61,17 @@ impl Store {
         if length > self.value_bytes_max() {
             return Err(Status::ValueLength);
         }
-        if crc32c(&value[..length as usize]) != crc {
+        // One pass over the value makes its checksum page and checks what the client has sent.
+        let mut page = match has_checksum_page(length) {
+            true => shard.context.pool.alloc(BLOCK_BYTES),
+            false => None,
+        };
+        let bytes = &value[..length as usize];
+        let sums = page.as_mut().map(|page| fill_page(bytes, page));
+        if sums.map_or_else(|| crc32c(bytes), |sums| sums.value) != crc {
             return Err(Status::DataChecksum);
         }
+        let crc = sums.map_or(crc, |sums| sums.page);
         let is_replay = shard.tokens.borrow_mut().get(token).is_some();
         let replaced = shard.find_any(hash).map_or(0, |entry| entry.pointer().length);
         let used = self.context().usage.bytes(namespace as u16);
@@ -79,7 +89,7 @@ impl Store {
         };
         let stage = Some(if is_replay { Stage::Replayed } else { Stage::Held(value) });
         let mut pending =
-            PendingStore { shard, key, pointer, token, class, moved_from: None, stage };
+            PendingStore { shard, key, pointer, token, class, moved_from: None, page, stage };
         pending.start();
         Ok(pending)
     }
@@ -105,8 +115,16 @@ impl PendingStore<'_> {
     pub(super) fn relocate(shard: &Rc<Shard>, pointer: Pointer, value: DmaBuf) -> Self {
         let (shard, class) = (shard.clone(), SegmentClass::Cleaner);
         let (moved_from, stage) = (Some(pointer.address), Some(Stage::Held(value)));
-        let mut pending =
-            PendingStore { shard, key: &[], pointer, token: 0, class, moved_from, stage };
+        let mut pending = PendingStore {
+            shard,
+            key: &[],
+            pointer,
+            token: 0,
+            class,
+            moved_from,
+            page: None,
+            stage,
+        };
         pending.start();
         pending
     }
@@ -120,33 +138,38 @@ impl PendingStore<'_> {
         if !self.is_direct() || !matches!(self.stage, Some(Stage::Held(_))) {
             return;
         }
-        let Some(page) = self.page_buffer() else { return };
+        if !self.prepare_page() {
+            return;
+        }
         let Ok(Some(pin)) = self.shard.try_allocate(self.class, value_blocks(self.pointer.length))
         else {
             return;
         };
-        self.submit(pin, page);
+        self.submit(pin);
     }
 
-    /// The buffer of the checksum page, if the value has one and there is memory.
-    fn page_buffer(&self) -> Option<Option<DmaBuf>> {
-        if !has_checksum_page(self.pointer.length) {
-            return Some(None);
+    /// Fills the checksum page if the value has one; `false` if there is no memory for it.
+    fn prepare_page(&mut self) -> bool {
+        let length = self.pointer.length;
+        let Some(Stage::Held(value)) = &self.stage else { return false };
+        if !has_checksum_page(length) || self.page.is_some() {
+            return true;
         }
-        self.shard.context.pool.alloc(BLOCK_BYTES).map(Some)
+        let Some(mut page) = self.shard.context.pool.alloc(BLOCK_BYTES) else { return false };
+        self.pointer.crc = fill_page(&value[..length as usize], &mut page).page;
+        self.page = Some(page);
+        true
     }
 
-    fn submit(&mut self, pin: Pin, page: Option<DmaBuf>) {
+    fn submit(&mut self, pin: Pin) {
         let Pointer { length, .. } = self.pointer;
         let (disk, device) = (&self.shard.context.disk, self.shard.region.device);
         let block = self.shard.block_of(pin.address());
         let blocks = length.div_ceil(BLOCK_BYTES as u32);
         let Some(Stage::Held(mut value)) = self.stage.take() else { return };
         value[length as usize..blocks as usize * BLOCK_BYTES].fill(0);
-        let page = page.map(|mut page| {
-            self.pointer.crc = fill_page(&value[..length as usize], &mut page);
-            disk.write(device, block + u64::from(blocks), 1, page, false)
-        });
+        let behind = block + u64::from(blocks);
+        let page = self.page.take().map(|page| disk.write(device, behind, 1, page, false));
         let data = disk.write(device, block, blocks, value, false);
         self.stage = Some(Stage::Writing { pin, data, page });
     }
@@ -184,10 +207,12 @@ impl PendingStore<'_> {
         }
         if let Some(Stage::Held(_)) = self.stage {
             // Who holds memory does not wait for more: all could.
-            let page = self.page_buffer().ok_or(Status::Busy)?;
+            if !self.prepare_page() {
+                return Err(Status::Busy);
+            }
             let blocks = value_blocks(self.pointer.length);
             let pin = self.shard.allocate(self.class, blocks).await?;
-            self.submit(pin, page);
+            self.submit(pin);
         }
         let Some(Stage::Writing { pin, data, page }) = self.stage.take() else {
             return Err(Status::Internal);
