@@ -212,7 +212,7 @@ impl Image {
         let mut bytes = device.read(first, data_blocks + page_blocks)?;
         let sound = if page_blocks == 1 {
             let (data, page) = bytes.split_at(data_blocks as usize * BLOCK_BYTES);
-            checksum::verify(&data[..length], 0, page, pointer.crc)
+            checksum::verify(&data[..length], 0, page, pointer.crc).is_some()
         } else {
             crc32c(&bytes[within..within + length]) == pointer.crc
         };
