@@ -49,7 +49,7 @@ impl Job {
 }
 
 /// The workers' queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Jobs {
     queue: Vec<Job>,
     active: usize,
@@ -58,6 +58,19 @@ pub(super) struct Jobs {
     is_scanning: bool,
     /// The scan waits here for the workers.
     idle: Rc<Waiters>,
+}
+
+impl Default for Jobs {
+    /// With room for what one look at the index can add: cleaning allocates nothing.
+    fn default() -> Self {
+        Self {
+            queue: Vec::with_capacity(QUEUE_FULL + SCAN_SLOTS),
+            active: 0,
+            active_bytes: 0,
+            is_scanning: false,
+            idle: Rc::new(Waiters::new(1)),
+        }
+    }
 }
 
 impl Jobs {

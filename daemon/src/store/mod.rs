@@ -88,7 +88,7 @@ impl Context {
             namespaces: Namespaces::default(),
             usage: usage.clone(),
             now_s: Cell::new(0),
-            memory: Waiters::new(256),
+            memory: Waiters::new(WAITERS),
         })
     }
 
@@ -147,6 +147,9 @@ struct Inner {
     reactors: u32,
     next_sweep_s: Cell<u32>,
 }
+
+/// Tasks that can wait in one place before its list has to grow.
+const WAITERS: usize = 1024;
 
 /// How often expired entries are looked for, in seconds.
 const SWEEP_INTERVAL_S: u32 = 30;

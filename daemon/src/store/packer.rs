@@ -69,7 +69,7 @@ impl Packer {
             spare: Some(spare),
             tickets: Rc::default(),
             wakeup: Rc::new(Waiters::new(1)),
-            room: Rc::new(Waiters::new(64)),
+            room: Rc::new(Waiters::new(super::WAITERS)),
         }
     }
 
