@@ -235,7 +235,7 @@ pub fn open(
             FormatError::Magic => OpenError::NotFormatted { device },
             error => OpenError::NoQuorum { device, error },
         })?;
-        check(device, blocks, superblock, found.first(), queues_len(&found, superblock))?;
+        check(device, blocks, superblock, found.first(), is_in_order(&found, superblock))?;
         found.push(superblock.clone());
     }
     let count = found.len() as u32;
@@ -255,7 +255,7 @@ pub fn open(
     Ok(Pool(std::sync::Arc::new(found.swap_remove(0))))
 }
 
-fn queues_len(found: &[Superblock], superblock: &Superblock) -> bool {
+fn is_in_order(found: &[Superblock], superblock: &Superblock) -> bool {
     superblock.device_index as usize == found.len()
 }
 
