@@ -10,6 +10,7 @@
 
 pub mod arena;
 pub mod conformance;
+pub mod hardware;
 pub mod queue;
 pub mod sim;
 pub mod uring;
