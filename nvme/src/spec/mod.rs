@@ -29,8 +29,10 @@ fn name_in<T: Copy + PartialEq>(names: &[(T, &'static str)], value: T) -> Option
 
 pub mod command;
 pub mod completion;
+pub mod event;
 pub mod feature;
 pub mod identify;
+pub mod log;
 pub mod opcode;
 pub mod registers;
 pub mod status;

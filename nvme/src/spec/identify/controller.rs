@@ -6,7 +6,7 @@ use core::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{IDENTIFY_BYTES, ascii};
+use super::{IDENTIFY_BYTES, ascii, celsius};
 use crate::spec::registers::Version;
 
 /// A controller, in its own words. Each field has the name that the specification gives it.
@@ -578,11 +578,6 @@ impl IdentifyController {
     pub const fn has_log_offset(&self) -> bool {
         self.lpa & 4 != 0
     }
-}
-
-/// From kelvin; 0 K is how a drive says that it does not know.
-fn celsius(kelvin: u16) -> Option<i32> {
-    (kelvin != 0).then(|| i32::from(kelvin) - 273)
 }
 
 /// The NVM command set's limits (NVM, "I/O Command Set specific Identify Controller data structure for

@@ -17,9 +17,14 @@ pub const IDENTIFY_BYTES: usize = 4096;
 
 /// The printable beginning of an ASCII field, without the spaces around it (Base, "Byte, Word, and Dword
 /// Relationships", ASCII strings). What a drive must not put there (controls, UTF-8) ends it.
-fn ascii(field: &[u8]) -> &str {
+pub(super) fn ascii(field: &[u8]) -> &str {
     let printable = field.iter().take_while(|byte| (0x20..0x7f).contains(*byte)).count();
     core::str::from_utf8(&field[..printable]).unwrap_or_default().trim_ascii()
+}
+
+/// From kelvin; 0 K is how a drive says that it does not know.
+pub(super) fn celsius(kelvin: u16) -> Option<i32> {
+    (kelvin != 0).then(|| i32::from(kelvin) - 273)
 }
 
 #[cfg(test)]
