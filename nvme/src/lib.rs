@@ -13,6 +13,7 @@ pub mod conformance;
 pub mod hardware;
 pub mod queue;
 pub mod sim;
+pub mod spec;
 pub mod uring;
 
 pub use arena::{Arena, ArenaError, DmaBuf, Pool, PoolSeed};
