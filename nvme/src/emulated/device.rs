@@ -260,8 +260,7 @@ impl Device {
         }
         let count = if queue == 0 { &mut self.counters.admin } else { &mut self.counters.io };
         *count.entry(opcode).or_default() += 1;
-        let chances =
-            if queue == 0 { &self.config.admin_chances } else { &self.config.io_chances };
+        let chances = if queue == 0 { &self.config.admin_chances } else { &self.config.io_chances };
         let fault = self.rules.fault_of(queue, opcode, chances, &mut self.rng);
         let us = self.duration_us(queue, &command);
         let flight = Flight { queue, command, fault, fetched_us: self.now_us };

@@ -167,7 +167,8 @@ impl Dma for EmulatedDma {
         // Upgraded guards live longer than the lock: the last one to go would take it again.
         let known: Vec<(Arc<Guard>, bool)> = self.table.with(|windows| {
             let each = windows.windows.iter();
-            each.filter_map(|window| Some((window.guard.upgrade()?, window.span.is(span)))).collect()
+            each.filter_map(|window| Some((window.guard.upgrade()?, window.span.is(span))))
+                .collect()
         });
         if let Some((guard, _)) = known.into_iter().find(|(_, same)| *same) {
             return Ok(Mapping::new(span.clone(), guard.iova, guard));

@@ -301,9 +301,8 @@ mod tests {
     fn rules_count_the_commands_that_they_are_about() {
         let (mut rules, mut rng) = (Rules::default(), fastrand::Rng::with_seed(1));
         rules.add(Rule { on: On::Io(2), after: 1, times: 2, fault: Fault::Fatal });
-        let mut fault = |queue, opcode| {
-            rules.fault_of(queue, opcode, &Chances::default(), &mut rng)
-        };
+        let mut fault =
+            |queue, opcode| rules.fault_of(queue, opcode, &Chances::default(), &mut rng);
         assert_eq!((fault(1, 1), fault(0, 2), fault(1, 2)), (None, None, None));
         assert_eq!((fault(3, 2), fault(1, 2)), (Some(Fault::Fatal), Some(Fault::Fatal)));
         assert_eq!(fault(1, 2), None);
@@ -314,7 +313,8 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         let chances = Chances { transient: 1000, fatal: 2000, ..Chances::default() };
         let drawn: Vec<_> = (0..10_000).map(|_| chances.draw(&mut rng)).collect();
-        let count = |wanted: fn(&Fault) -> bool| drawn.iter().flatten().filter(|f| wanted(f)).count();
+        let count =
+            |wanted: fn(&Fault) -> bool| drawn.iter().flatten().filter(|f| wanted(f)).count();
         assert!((800..1200).contains(&count(|fault| matches!(fault, Fault::Status(_)))));
         assert!((1800..2200).contains(&count(|fault| *fault == Fault::Fatal)));
         assert!((6700..7300).contains(&drawn.iter().filter(|fault| fault.is_none()).count()));

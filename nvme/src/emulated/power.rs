@@ -9,10 +9,9 @@ use super::counters::Violation;
 use super::device::{Device, Event, Flight};
 use super::faults::{Scheduled, Stick};
 use super::queues::{CompletionQueue, SubmissionQueue};
-use crate::BLOCK_BYTES;
 use crate::hardware::HardwareEvent;
 use crate::spec::registers::{
-    ACQ, AQA, ASQ, AdminQueueSizes, CC, CSTS, Configuration, ControllerStatus,
+    ACQ, AQA, ASQ, AdminQueueSizes, CSTS, Configuration, ControllerStatus,
 };
 
 /// Where a controller is on its way between CC.EN and CSTS.RDY.
@@ -79,6 +78,7 @@ impl Device {
     fn rise(&mut self) {
         self.power = Power::Rising;
         self.upset = false;
+        self.registers.set_status(0, ControllerStatus::FATAL);
         self.counters.enables += 1;
         if self.stick != Some(Stick::AtZero) {
             let us = self.rng.u64(self.config.times.enable_us.clone());
@@ -167,8 +167,9 @@ impl Device {
             writes.extend(self.pending_write(&flight));
         }
         for namespace in self.namespaces.values_mut() {
-            let own = writes.iter().filter(|write| write.nsid == namespace.nsid());
-            let blocks = own.map(|write| (write.offset / BLOCK_BYTES as u64, &write.bytes[..]));
+            let nsid = namespace.nsid();
+            let own = writes.iter().filter(|write| write.nsid == nsid);
+            let blocks = own.map(|write| (write.block, &write.bytes[..]));
             namespace.crash(blocks, &mut rng);
         }
         self.health.lose_power();
@@ -231,8 +232,7 @@ impl Device {
         let all = self.rng.bool();
         if let Some(namespace) = self.namespaces.get_mut(&write.nsid) {
             let rng = &mut self.rng;
-            namespace.write_some(write.offset, &write.bytes, durable, |_| all || rng.bool());
+            namespace.write_some(write.block, &write.bytes, durable, |_| all || rng.bool());
         }
     }
-
 }

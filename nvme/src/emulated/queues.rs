@@ -153,26 +153,13 @@ impl Device {
         let queues: Vec<QueueId> = self.submission.keys().copied().filter(|id| *id != 0).collect();
         for queue in queues {
             let watched = self.submission.get(&queue).is_some_and(|it| it.watched);
-            if watched && let Some(tail) = self.shadow_value(queue, 0) {
-                self.rung_if_moved(queue, 0, tail);
+            let known = self.submission.get(&queue).map(|it| it.tail);
+            if watched
+                && let Some(tail) = self.shadow_value(queue, 0)
+                && known != Some(tail)
+            {
+                self.rung(queue, 0, tail);
             }
-        }
-        let queues: Vec<QueueId> = self.completion.keys().copied().filter(|id| *id != 0).collect();
-        for queue in queues {
-            let waits = self.completion.get(&queue).is_some_and(|it| !it.waiting.is_empty());
-            if waits && let Some(head) = self.shadow_value(queue, 1) {
-                self.rung_if_moved(queue, 1, head);
-            }
-        }
-    }
-
-    fn rung_if_moved(&mut self, queue: QueueId, which: usize, value: u32) {
-        let known = match which {
-            0 => self.submission.get(&queue).map(|it| it.tail),
-            _ => self.completion.get(&queue).map(|it| it.head),
-        };
-        if known != Some(value) {
-            self.rung(queue, which, value);
         }
     }
 
@@ -232,11 +219,12 @@ impl Device {
     /// missed that. Busy controllers do not ask, so that the host need not ring.
     fn rest(&mut self, queue: QueueId, tail: u32) -> bool {
         let Some(_) = self.shadow_value(queue, 0) else { return false };
-        if self.rng.u32(..4) == 0 {
+        let chance = self.rng.u32(..4);
+        if let Some(it) = self.submission.get_mut(&queue)
+            && chance > if it.cids.is_empty() { 2 } else { 0 }
+        {
             // It goes on watching for a while.
-            if let Some(it) = self.submission.get_mut(&queue) {
-                it.watched = true;
-            }
+            it.watched = true;
             return false;
         }
         self.set_event_index(queue, 0, tail);
@@ -266,9 +254,10 @@ impl Device {
             && let Some((entry, wrong_phase)) = it.waiting.front().copied()
         {
             if it.full() {
-                let head = it.head;
+                if self.finds_room(queue) {
+                    continue;
+                }
                 self.counters.completion_queue_full += 1;
-                self.set_event_index(queue, 1, head);
                 return;
             }
             it.waiting.pop_front();
@@ -284,6 +273,20 @@ impl Device {
                 self.fail_fatally();
             }
         }
+    }
+
+    /// A queue looks full: has the host moved on, without having to ring? If not, it has to ring now.
+    fn finds_room(&mut self, queue: QueueId) -> bool {
+        for _ in 0..2 {
+            let Some(it) = self.completion.get(&queue) else { return false };
+            let known = it.head;
+            if let Some(head) = self.shadow_value(queue, 1).filter(|head| *head != known) {
+                self.rung(queue, 1, head);
+                return self.completion.get(&queue).is_some_and(|it| !it.full());
+            }
+            self.set_event_index(queue, 1, known);
+        }
+        false
     }
 
     /// What the host can know of the head of a queue, once a completion has told it.
