@@ -392,11 +392,12 @@ impl Daemon {
 
     /// Answers the admin clients; `true` if one of them wants the daemon to drain.
     fn answer_admin(&mut self) -> bool {
-        let Self { admin, addresses, clock, pool, usage, state, .. } = self;
+        let Self { admin, addresses, clock, pool, usage, nvme: drives, state, .. } = self;
         let mut drain = false;
         admin.serve(|request| match request {
             Request::Status => status(addresses, *clock, pool, state),
             Request::Namespaces => namespaces(&state.table, usage),
+            Request::Devices => drives.iter().map(|drive| nvme::report(drive, REPORT_TIMEOUT)).collect(),
             Request::Drain => {
                 drain = true;
                 json!({ "draining": true })

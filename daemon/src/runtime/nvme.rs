@@ -6,12 +6,14 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_config::Nvme;
 use forebay_nvme::pci::{AddressError, PciAddress};
 use forebay_nvme::pcie::{self, AdminError, Keeper, KeeperError, Queue};
 use forebay_nvme::vfio::{self, VfioDevice, VfioIommu, VfioRegisters};
 use forebay_nvme::{BlockQueue, Completion, Geometry, Pool, Request};
+use serde_json::{Value, json};
 
 use crate::reactor::Clock;
 
@@ -88,6 +90,33 @@ fn driver_options(from: &Nvme) -> pcie::Options {
 pub fn queue(drive: &Drive, memory: &Pool, depth: u32) -> Result<Queue<VfioRegisters>, NvmeError> {
     let refused = |source| NvmeError::Queue { drive: drive.name().to_owned(), source };
     drive.open_queue(memory, depth).map_err(refused)
+}
+
+/// A drive's state and health, as the admin socket tells it. Its health is missing if it does not answer
+/// within `timeout`.
+#[must_use]
+pub fn report(drive: &Drive, timeout: Duration) -> Value {
+    let facts = drive.facts();
+    let health = drive.ask_smart().recv_timeout(timeout).ok().and_then(Result::ok);
+    let health = health.as_ref().and_then(pcie::smart_of);
+    json!({
+        "pci": drive.name(),
+        "state": format!("{:?}", drive.state()).to_lowercase(),
+        "model": facts.model,
+        "serial": facts.serial,
+        "firmware": facts.firmware,
+        "namespace": facts.namespace,
+        "blocks": facts.blocks,
+        "lba_bytes": facts.lba_bytes,
+        "volatile_write_cache": facts.volatile_write_cache,
+        "atomic_write_bytes": facts.atomic_write_bytes,
+        "queues": facts.queues,
+        "critical_warning": health.map(|health| health.critical_warning),
+        "temperature_c": health.and_then(|health| health.celsius()),
+        "percentage_used": health.map(|health| health.percentage_used),
+        "available_spare": health.map(|health| health.available_spare),
+        "media_errors": health.map(|health| health.media_errors.get() as u64),
+    })
 }
 
 /// A queue that goes by the clock on the wall, for whoever has no reactor: opening a pool lets a simulated

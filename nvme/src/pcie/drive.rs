@@ -32,6 +32,12 @@ pub struct AdminReply {
     pub data: Vec<u8>,
 }
 
+/// The SMART / health log in an answer.
+#[must_use]
+pub fn smart_of(reply: &AdminReply) -> Option<SmartLog> {
+    SmartLog::read_from_bytes(&reply.data).ok()
+}
+
 /// A controller that is up. Clones are handles on the same one.
 pub struct Drive<R: Registers> {
     pub(super) shared: Arc<Shared<R>>,
@@ -140,11 +146,18 @@ impl<R: Registers> Drive<R> {
     /// # Errors
     /// [`AdminError`].
     pub fn smart(&self) -> Result<SmartLog, AdminError> {
+        let answer = self.ask_smart().recv_timeout(ANSWER_TIMEOUT);
+        let answer = answer.unwrap_or(Err(AdminError::NoAnswer))?;
+        smart_of(&answer).ok_or(AdminError::NoAnswer)
+    }
+
+    /// Asks for the SMART / health log: [`smart_of`] reads the answer.
+    #[must_use]
+    pub fn ask_smart(&self) -> Receiver<Result<AdminReply, AdminError>> {
         let bytes = size_of::<SmartLog>();
         // The controller puts its own buffer in.
         let nowhere = command::Data::Prp(0, 0);
         let command = Submission::get_log_page(log::SMART, u32::MAX, bytes as u32, nowhere);
-        let answer = self.admin(command, Vec::new(), bytes)?;
-        SmartLog::read_from_bytes(&answer.data).map_err(|_| AdminError::NoAnswer)
+        self.ask(command, Vec::new(), bytes)
     }
 }

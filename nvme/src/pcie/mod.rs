@@ -33,7 +33,7 @@ mod queue;
 mod ring;
 
 pub use controller::{Controller, State};
-pub use drive::{AdminReply, Drive};
+pub use drive::{AdminReply, Drive, smart_of};
 pub use error::{AdminError, Trouble};
 pub use facts::Facts;
 pub use keeper::{Keeper, KeeperError};

@@ -243,7 +243,7 @@ impl<R: Registers> Queue<R> {
             self.ask_for_reset("it completes a command that is not there");
             return None;
         };
-        if status != 0 {
+        if !Status(status).ok() {
             return self.refused(cid, Status(status));
         }
         let place = command.request;
