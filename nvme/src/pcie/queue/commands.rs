@@ -37,8 +37,8 @@ pub(super) struct Command {
     /// An abort was asked for.
     pub(super) aborted: bool,
     pub(super) place: Where,
-    /// When it was submitted or aborted.
-    pub(super) since_us: u64,
+    /// Since when it has been with the device, or aborted; not known before the first scan that meets it.
+    pub(super) since_us: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Commands {
             tries: 0,
             aborted: false,
             place: Where::Nowhere,
-            since_us: 0,
+            since_us: None,
         };
         let numbers = 0..places as u16;
         Self { places: numbers.clone().map(blank).collect(), free: numbers.rev().collect() }
@@ -70,7 +70,7 @@ impl Commands {
 
     /// A new command, which is with the device from now on. The caller has checked that there is a place.
     #[inline]
-    pub(super) fn insert(&mut self, request: u16, offset: u64, blocks: u32, now_us: u64) -> u16 {
+    pub(super) fn insert(&mut self, request: u16, offset: u64, blocks: u32) -> u16 {
         let place = self.free.pop().expect("there is a place");
         let command = &mut self.places[usize::from(place)];
         let cid = command.cid;
@@ -82,7 +82,7 @@ impl Commands {
             tries: 0,
             aborted: false,
             place: Where::Device,
-            since_us: now_us,
+            since_us: None,
         };
         cid
     }
@@ -131,12 +131,12 @@ mod tests {
     #[test]
     fn a_completion_that_comes_twice_or_late_is_known() {
         let mut commands = Commands::new(3);
-        let first = commands.insert(7, 0, 1, 0);
+        let first = commands.insert(7, 0, 1);
         assert!(commands.completed(first).is_some_and(|command| command.request == 7));
         commands.remove(first);
         assert!(commands.completed(first).is_none(), "twice");
         for _ in 0..63 {
-            let cid = commands.insert(1, 0, 1, 0);
+            let cid = commands.insert(1, 0, 1);
             assert_ne!(cid, first, "the same name within a generation");
             assert!(commands.completed(first).is_none(), "late");
             commands.remove(cid);
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn names_in_use_are_different_and_places_come_back() {
         let mut commands = Commands::new(PLACES_MAX);
-        let mut names: Vec<u16> = (0..PLACES_MAX).map(|_| commands.insert(0, 0, 1, 0)).collect();
+        let mut names: Vec<u16> = (0..PLACES_MAX).map(|_| commands.insert(0, 0, 1)).collect();
         assert!(commands.is_full());
         names.sort_unstable();
         names.dedup();

@@ -54,6 +54,9 @@ enum Phase {
     Gone,
 }
 
+/// The controller names a command that is not there.
+struct Unknown;
+
 /// One thread's queue pair. See the module.
 pub struct Queue<R: Registers> {
     phase: Phase,
@@ -79,6 +82,8 @@ pub struct Queue<R: Registers> {
     /// The controller has been told that this queue needs a reset.
     reset_asked: bool,
     shared: Arc<Shared<R>>,
+    /// Why the controller does not make its side.
+    refusal: Option<AdminError>,
     reply: Sender<Result<Attached<R>, AdminError>>,
     answers: Receiver<Result<Attached<R>, AdminError>>,
 }
@@ -108,7 +113,7 @@ impl<R: Registers> Queue<R> {
         let geometry = facts.geometry(depth);
         let (reply, answers) = crossbeam_channel::unbounded();
         let link = Arc::new(Link::default());
-        let queue = Self {
+        let mut queue = Self {
             phase: Phase::Attaching,
             seen: link.load(),
             link,
@@ -128,6 +133,7 @@ impl<R: Registers> Queue<R> {
             next_scan_us: 0,
             reset_asked: false,
             shared: Arc::clone(&drive.shared),
+            refusal: None,
             reply,
             answers,
         };
@@ -141,11 +147,9 @@ impl<R: Registers> Queue<R> {
     /// Why it refuses.
     pub fn is_open(&mut self) -> Result<bool, AdminError> {
         self.heed();
-        match (self.phase, self.answers.try_recv()) {
-            (Phase::Open, _) => Ok(true),
-            (Phase::Gone, Ok(Err(error))) => Err(error),
-            (Phase::Gone, _) => Err(AdminError::Trouble(Trouble::Gone)),
-            _ => Ok(false),
+        match self.phase {
+            Phase::Gone => Err(self.refusal.take().unwrap_or(AdminError::Trouble(Trouble::Gone))),
+            phase => Ok(phase == Phase::Open),
         }
     }
 
@@ -155,29 +159,31 @@ impl<R: Registers> Queue<R> {
         self.heed();
         if !matches!(self.phase, Phase::Leaving | Phase::Gone) {
             self.phase = Phase::Leaving;
-            self.send(Message::Detach(Arc::clone(&self.link)));
+            let link = Arc::clone(&self.link);
+            self.send_or_end(Message::Detach(link));
         }
         self.phase == Phase::Gone
     }
 
-    fn ask_to_attach(&self) {
+    fn ask_to_attach(&mut self) {
         let ring = |address: usize, entries: u32| {
             let iova = self.encoder.mapping().translate(address, PAGE_BYTES);
             Ring { iova: iova.expect("the rings are in the arena"), entries }
         };
-        self.send(Message::Attach(Attach {
+        let attach = Attach {
             link: Arc::clone(&self.link),
             epoch: self.seen.epoch(),
             submission: ring(self.submission.address(), self.submission.entries()),
             completion: ring(self.completion.address(), self.completion.entries()),
             reply: self.reply.clone(),
-        }));
+        };
+        self.send_or_end(Message::Attach(attach));
     }
 
-    fn send(&self, message: Message<R>) {
+    /// Writes to the controller. One that has left was stopped before, and everything ends.
+    fn send_or_end(&mut self, message: Message<R>) {
         if !self.shared.send(message) {
-            // Its gates turned `Gone` when it left.
-            log::debug!("{}: the controller has left", self.shared.name);
+            self.end_all();
         }
     }
 
@@ -191,7 +197,7 @@ impl<R: Registers> Queue<R> {
             }
             let (operation, offset) = (&pending.request.operation, pending.issued);
             let blocks = self.encoder.piece(operation, offset, pending.blocks - offset);
-            let cid = self.commands.insert(place, offset, blocks, self.now_us);
+            let cid = self.commands.insert(place, offset, blocks);
             self.submission.push(self.encoder.entry(operation, cid, offset, blocks));
             pending.issued += u64::from(blocks);
             pending.running += 1;
@@ -225,8 +231,9 @@ impl<R: Registers> Queue<R> {
         {
             // The last word: SQ head, SQ identifier, CID, phase, status.
             let (cid, status) = ((last >> 32) as u16, (last >> 49) as u16);
-            if let Some(completion) = self.complete(cid, status) {
-                completions.push(completion);
+            match self.complete(cid, status) {
+                Ok(completion) => completions.extend(completion),
+                Err(Unknown) => return self.ask_for_reset("it completes an unknown command"),
             }
         }
         if let Some(attached) = &self.attached
@@ -238,23 +245,20 @@ impl<R: Registers> Queue<R> {
 
     /// A command has completed. The request's end, if it was its last.
     #[inline]
-    fn complete(&mut self, cid: u16, status: u16) -> Option<Completion> {
-        let Some(command) = self.commands.completed(cid) else {
-            self.ask_for_reset("it completes a command that is not there");
-            return None;
-        };
+    fn complete(&mut self, cid: u16, status: u16) -> Result<Option<Completion>, Unknown> {
+        let command = self.commands.completed(cid).ok_or(Unknown)?;
         if !Status(status).ok() {
-            return self.refused(cid, Status(status));
+            return Ok(self.refused(cid, Status(status)));
         }
         let place = command.request;
         self.commands.remove(cid);
         let pending = self.requests.get_mut(place);
         pending.running -= 1;
         if !pending.is_over() {
-            return None;
+            return Ok(None);
         }
         let pending = self.requests.remove(place);
-        Some(pending.request.end(pending.result))
+        Ok(Some(pending.request.end(pending.result)))
     }
 }
 
@@ -272,7 +276,7 @@ impl<R: Registers> BlockQueue for Queue<R> {
             self.ended.push_back(request.end(result));
             return Ok(());
         }
-        let place = self.requests.insert(request, self.now_us + self.options.request_timeout_us);
+        let place = self.requests.insert(request);
         if self.phase != Phase::Open || !self.todo.is_empty() || !self.issue(place) {
             self.todo.push_back(place);
         }

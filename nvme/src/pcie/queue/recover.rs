@@ -29,7 +29,7 @@ impl<R: Registers> Queue<R> {
         let at_us = self.now_us.saturating_add(delay_us);
         log::debug!("{}: {status} on try {}", self.shared.name, tries + 1);
         if pending.result.is_ok()
-            && at_us < pending.deadline_us
+            && pending.has_time(at_us)
             && verdict::may_try_again(status, operation, tries)
         {
             command.place = Where::Waiting(at_us);
@@ -75,7 +75,7 @@ impl<R: Registers> Queue<R> {
             command.place = Where::Device;
             command.tries += 1;
             command.aborted = false;
-            command.since_us = now_us;
+            command.since_us = None;
             let operation = &self.requests.get_mut(command.request).request.operation;
             self.submission.push(self.encoder.entry(
                 operation,
@@ -106,14 +106,14 @@ impl<R: Registers> Queue<R> {
         let (now_us, epoch) = (self.now_us, self.seen.epoch());
         let mut lost = false;
         for (cid, command) in self.commands.iter_mut() {
-            let age_us = now_us.saturating_sub(command.since_us);
             if command.place != Where::Device {
                 continue;
             }
+            let age_us = now_us.saturating_sub(*command.since_us.get_or_insert(now_us));
             if command.aborted {
                 lost |= age_us >= self.options.abort_timeout_us;
             } else if age_us >= self.options.command_timeout_us {
-                (command.aborted, command.since_us) = (true, now_us);
+                (command.aborted, command.since_us) = (true, Some(now_us));
                 let link = Arc::clone(&self.link);
                 if !self.shared.send(Message::Abort { link, epoch, cid }) {
                     log::debug!("{}: the controller has left", self.shared.name);
@@ -130,6 +130,8 @@ impl<R: Registers> Queue<R> {
     #[cold]
     pub(super) fn ask_for_reset(&mut self, what: &'static str) {
         let queue = self.attached.as_ref().map_or(0, |attached| attached.id);
+        // Nothing more is taken from it, or it could keep us busy for ever.
+        self.phase = Phase::Closed;
         if !self.reset_asked {
             self.ask(Trouble::Protocol { queue, what });
         }
@@ -138,14 +140,18 @@ impl<R: Registers> Queue<R> {
     fn ask(&mut self, trouble: Trouble) {
         self.reset_asked = true;
         let (link, epoch) = (Arc::clone(&self.link), self.seen.epoch());
-        self.send(Message::Reset { link, epoch, trouble });
+        self.send_or_end(Message::Reset { link, epoch, trouble });
     }
 
     /// Ends requests whose time is over and of which the device has nothing.
     fn expire(&mut self) {
         let now_us = self.now_us;
+        let deadline_us = now_us.saturating_add(self.options.request_timeout_us);
+        for pending in self.requests.iter_mut() {
+            pending.deadline_us.get_or_insert(deadline_us);
+        }
         while let Some(place) = self.requests.find(|pending| {
-            now_us >= pending.deadline_us && (pending.result.is_ok() || pending.running == 0)
+            !pending.has_time(now_us) && (pending.result.is_ok() || pending.running == 0)
         }) {
             self.condemn(place, BlockError::Timeout);
             self.give_up_waiting(place);
@@ -220,10 +226,7 @@ impl<R: Registers> Queue<R> {
         }
         while let Some([_, last]) = self.completion.pop() {
             let (cid, status) = ((last >> 32) as u16, (last >> 49) as u16);
-            if self.commands.completed(cid).is_none() {
-                return;
-            }
-            let ended = self.complete(cid, status);
+            let Ok(ended) = self.complete(cid, status) else { return };
             self.ended.extend(ended);
         }
     }
@@ -236,7 +239,7 @@ impl<R: Registers> Queue<R> {
         let (place, tries) = (command.request, command.tries);
         let pending = self.requests.get_mut(place);
         let operation = &pending.request.operation;
-        if now_us < pending.deadline_us && verdict::may_try_again(aborted, operation, tries) {
+        if pending.has_time(now_us) && verdict::may_try_again(aborted, operation, tries) {
             command.place = Where::Waiting(now_us);
             self.waiting += 1;
             return;
@@ -251,11 +254,12 @@ impl<R: Registers> Queue<R> {
     }
 
     /// There is no controller any more: everything ends, and its registers are let go of.
-    fn end_all(&mut self) {
+    pub(super) fn end_all(&mut self) {
         self.reap_rest();
         self.attached = None;
         if let Ok(Err(error)) = self.answers.try_recv() {
             log::error!("{}: no queue: {error}", self.shared.name);
+            self.refusal = Some(error);
         }
         self.phase = Phase::Gone;
         while let Some(cid) = self.commands.find(|_| true) {

@@ -15,11 +15,17 @@ pub(super) struct Pending {
     /// Commands that are not over.
     pub(super) running: u32,
     pub(super) result: Result<(), BlockError>,
-    /// It is not tried again after that, in microseconds.
-    pub(super) deadline_us: u64,
+    /// It is not tried again after that, in microseconds. Not known before the first scan that meets it: the
+    /// time of the last poll may be long ago when a request comes.
+    pub(super) deadline_us: Option<u64>,
 }
 
 impl Pending {
+    /// Its time is not over at `at_us`.
+    pub(super) fn has_time(&self, at_us: u64) -> bool {
+        self.deadline_us.is_none_or(|deadline_us| at_us < deadline_us)
+    }
+
     /// Nothing is left to be done or waited for.
     #[inline]
     pub(super) fn is_over(&self) -> bool {
@@ -47,11 +53,11 @@ impl Requests {
 
     /// The caller has checked that there is a place.
     #[inline]
-    pub(super) fn insert(&mut self, request: Request, deadline_us: u64) -> u16 {
+    pub(super) fn insert(&mut self, request: Request) -> u16 {
         let place = self.free.pop().expect("no more requests than places");
         let blocks = blocks_of(&request.operation);
         self.places[usize::from(place)] =
-            Some(Pending { request, issued: 0, blocks, running: 0, result: Ok(()), deadline_us });
+            Some(Pending { request, issued: 0, blocks, running: 0, result: Ok(()), deadline_us: None });
         place
     }
 
@@ -65,6 +71,11 @@ impl Requests {
         let taken = self.places[usize::from(place)].take();
         self.free.push(place);
         taken.expect("a command's request is there")
+    }
+
+    /// Every request that there is.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Pending> {
+        self.places.iter_mut().flatten()
     }
 
     /// The first request of this kind.
