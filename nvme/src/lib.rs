@@ -15,6 +15,7 @@ pub mod pci;
 pub mod queue;
 pub mod sim;
 pub mod uring;
+pub mod vfio;
 
 pub use arena::{Arena, ArenaError, DmaBuf, Pool, PoolSeed};
 pub use queue::{BlockError, BlockQueue, Completion, Geometry, Operation, Request};
