@@ -5,10 +5,10 @@
 //! that takes one for the other, or that counts on an alignment nobody promised, fails its tests.
 
 use std::io;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 
 use crate::arena::Span;
-use crate::hardware::{Dma, MapError, Mapping};
+use crate::hardware::{Dma, MapError, Mapping, WeakMapping};
 
 const PAGE_BYTES: u64 = 4096;
 /// Pages that stay free between two mappings.
@@ -52,7 +52,8 @@ struct Windows {
 struct Window {
     iova: u64,
     span: Span,
-    guard: Weak<Guard>,
+    /// There as soon as somebody keeps it.
+    mapping: Option<WeakMapping>,
 }
 
 /// What keeps a window open.
@@ -164,28 +165,30 @@ impl Windows {
 
 impl Dma for EmulatedDma {
     fn map(&self, span: &Span) -> Result<Mapping, MapError> {
-        // Upgraded guards live longer than the lock: the last one to go would take it again.
-        let known: Vec<(Arc<Guard>, bool)> = self.table.with(|windows| {
-            let each = windows.windows.iter();
-            each.filter_map(|window| Some((window.guard.upgrade()?, window.span.is(span))))
-                .collect()
+        // What was upgraded lives longer than the lock: the last one to go would take it again.
+        let known: Vec<Mapping> = self.table.with(|windows| {
+            windows.windows.iter().filter_map(|window| window.mapping.as_ref()?.upgrade()).collect()
         });
-        if let Some((guard, _)) = known.into_iter().find(|(_, same)| *same) {
-            return Ok(Mapping::new(span.clone(), guard.iova, guard));
+        if let Some(mapping) = known.into_iter().find(|mapping| mapping.span().is(span)) {
+            return Ok(mapping);
         }
-        let made = self.table.with(|windows| {
+        let iova = self.table.with(|windows| {
             let iova = windows.place(span)?;
-            let guard = Arc::new(Guard { table: Arc::clone(&self.table), iova });
-            let weak = Arc::downgrade(&guard);
-            windows.windows.push(Window { iova, span: span.clone(), guard: weak });
-            Some((iova, guard))
+            windows.windows.push(Window { iova, span: span.clone(), mapping: None });
+            Some(iova)
         });
-        let (iova, guard) = made.ok_or_else(|| MapError {
+        let iova = iova.ok_or_else(|| MapError {
             what: format!("cannot map {} MiB for the device", span.bytes() >> 20),
             source: io::ErrorKind::StorageFull.into(),
             advice: "all I/O virtual addresses are used: make the arena smaller".to_owned(),
         })?;
-        Ok(Mapping::new(span.clone(), iova, guard))
+        let guard = Guard { table: Arc::clone(&self.table), iova };
+        let mapping = Mapping::new(span.clone(), iova, Arc::new(guard));
+        self.table.with(|windows| {
+            let window = windows.windows.iter_mut().find(|window| window.iova == iova);
+            window.into_iter().for_each(|window| window.mapping = Some(mapping.downgrade()));
+        });
+        Ok(mapping)
     }
 }
 
