@@ -14,6 +14,7 @@ mod exit;
 mod format;
 mod inspect;
 mod kv;
+mod media;
 mod output;
 mod perf;
 mod progress;
