@@ -10,6 +10,7 @@ mod cli;
 mod clock;
 mod context;
 mod demo;
+mod devices;
 mod exit;
 mod format;
 mod inspect;
@@ -47,6 +48,7 @@ fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Ckpt(args) => ckpt::run(args, context),
         Command::Perf(args) => perf::run(*args, context),
         Command::Format(args) => format::run(args, context),
+        Command::Devices(args) => devices::run(args, context),
         Command::Inspect(args) => inspect::run(args, context),
         Command::Demo(args) => demo::run(args, context),
         Command::Status(args) => status::run(args, context),
