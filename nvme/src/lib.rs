@@ -14,6 +14,7 @@ pub mod hardware;
 pub mod pci;
 pub mod queue;
 pub mod sim;
+pub mod spec;
 pub mod uring;
 
 pub use arena::{Arena, ArenaError, DmaBuf, Pool, PoolSeed};
