@@ -11,6 +11,7 @@
 pub mod arena;
 pub mod conformance;
 pub mod hardware;
+pub mod kernel;
 pub mod pci;
 pub mod queue;
 pub mod sim;
