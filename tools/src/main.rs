@@ -1,10 +1,12 @@
-//! The `forebay` command: keys, checkpoints, measurements, formatting, inspection, the demo.
+//! The `forebay` command: keys, checkpoints, measurements, formatting, drives, inspection, the
+//! demo.
 //!
 //! Results go to stdout (text, or JSON with `-o json`), everything else to stderr; the exit code
 //! says how it ended (see [`exit::Code`]).
 
 #![forbid(unsafe_code)]
 
+mod admin_socket;
 mod ckpt;
 mod cli;
 mod clock;

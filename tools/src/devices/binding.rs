@@ -165,7 +165,7 @@ impl Job {
 
     fn json(&self, written: bool) -> Value {
         let steps: Vec<String> = self.plan.steps.iter().map(ToString::to_string).collect();
-        let dangers: Vec<&str> = self.look.dangers.iter().map(super::guard::Danger::text).collect();
+        let dangers: Vec<&str> = self.look.dangers.iter().map(guard::Danger::text).collect();
         json!({
             "pci": self.plan.address.to_string(),
             "serial": self.drive.serial(),

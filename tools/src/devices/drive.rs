@@ -149,7 +149,7 @@ fn override_of(function: &Function) -> Option<String> {
 fn controller(function: &Function) -> Option<Controller> {
     let folder = function.path().join("nvme");
     let name = names(&folder).into_iter().find(|name| number_after(name, "nvme").is_some())?;
-    let read = |what| attribute(folder.join(&name).join(what));
+    let read = |what| attribute(folder.join(&name).join(what)).map(|text| printable(&text));
     Some(Controller {
         model: read("model"),
         serial: read("serial"),
@@ -157,6 +157,12 @@ fn controller(function: &Function) -> Option<Controller> {
         state: read("state"),
         name,
     })
+}
+
+/// A drive's words without what would move a terminal's cursor: the kernel passes them on as they are.
+fn printable(text: &str) -> String {
+    let shown = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    text.chars().map(shown).collect()
 }
 
 /// The disks of a controller: `nvme0n1`, or `nvme2c0n1`, which is its path to `nvme2n1`.

@@ -4,14 +4,18 @@
 //! driver's probe fails: `broken`); a disk is claimed by somebody (`claimed`); effects come some
 //! pauses after the write (`slow`).
 
+use super::admin::{self, AdminPath};
+use super::drive::Drive;
+use super::fake_controller::{FakeController, Says};
 use super::machine::Machine;
 use crate::media::System;
 use nix::errno::Errno;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use tempfile::TempDir;
 
 /// The drive that most tests are about.
@@ -30,6 +34,8 @@ pub(super) struct FakeMachine {
     pub(super) slow: usize,
     pub(super) pauses: usize,
     pub(super) claims: Cell<usize>,
+    /// What the drives say while the kernel's driver has them.
+    pub(super) says: Rc<RefCell<Says>>,
     probing: Option<String>,
 }
 
@@ -48,6 +54,7 @@ impl FakeMachine {
             slow: 0,
             pauses: 0,
             claims: Cell::new(0),
+            says: Rc::new(RefCell::new(Says::new())),
             probing: None,
         };
         for driver in ["nvme", "vfio-pci", "pcieport", "e1000e"] {
@@ -149,10 +156,9 @@ impl FakeMachine {
     fn probe(&mut self, address: &str) {
         let named = self.driver_override(address);
         let driver = if named == "(null)" { "nvme" } else { &named };
-        if self.driver(address).is_none() && self.broken != Some("any") {
-            if self.broken != Some(if driver == "nvme" { "nvme" } else { "vfio-pci" }) {
-                self.attach(address, driver);
-            }
+        let driver = driver.to_owned();
+        if self.driver(address).is_none() && self.broken != Some(&driver) {
+            self.attach(address, &driver);
         }
     }
 }
@@ -202,6 +208,13 @@ impl Machine for FakeMachine {
         }
         self.claims.set(self.claims.get() + 1);
         File::open(device)
+    }
+
+    fn admin(&self, drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>> {
+        match drive.driver.as_deref() {
+            Some("nvme") => Ok(Box::new(FakeController(Rc::clone(&self.says)))),
+            _ => admin::open(&self.system, drive),
+        }
     }
 
     fn pause(&mut self) {

@@ -4,7 +4,7 @@
 //! nothing else shows it; as long as a [`Look`] lives nobody can begin to use the drive's disks. A
 //! pool of ours is nothing to lose: it is the same through any driver.
 
-use super::drive::{Controller, Disk, Drive};
+use super::drive::{Controller, Disk, Drive, VFIO};
 use super::holder::Holders;
 use super::machine::Machine;
 use crate::exit::{Code, Failure};
@@ -60,10 +60,11 @@ pub(super) fn look(
     for disk in &drive.disks {
         look.disk(machine, disk)?;
     }
-    // With the name of what has it open, where that is more than "claimed".
-    let system = machine.system();
-    for node in drive.nodes(system) {
-        let open = |holder| Danger::InUse(format!("{} is open in {holder}", name_of(&node)));
+    for node in drive.nodes(machine.system()) {
+        let open = |holder| match drive.has_driver(VFIO) {
+            true => Danger::InUse(format!("driven by {holder}")),
+            false => Danger::InUse(format!("{} is open in {holder}", name_of(&node))),
+        };
         look.dangers.extend(holders.of(&node).map(open));
     }
     Ok(look)
@@ -72,7 +73,7 @@ pub(super) fn look(
 /// A controller that does not answer shows no disks, which does not mean that it has none.
 fn unseen(controller: Option<&Controller>) -> Option<Danger> {
     let state = controller?.state.as_deref().filter(|state| *state != "live")?;
-    Some(Danger::Holds(format!("is {state}, so that what it holds cannot be seen")))
+    Some(Danger::Holds(format!("its controller is {state}, so that what it holds cannot be seen")))
 }
 
 impl Look {

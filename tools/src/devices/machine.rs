@@ -1,8 +1,11 @@
-//! What binding asks of the machine beside reading its files: writes, modules, claims, time.
+//! What binding asks of the machine beside reading its files: writes, modules, claims, admin
+//! commands, time.
 //!
 //! The one seam of this folder: tests put a kernel of their own behind it, which answers writes as
 //! Linux does, and dies where they want it to. Nothing else here changes the machine.
 
+use super::admin::{self, AdminPath};
+use super::drive::Drive;
 use crate::clock;
 use crate::media::System;
 use anyhow::{Context as _, bail};
@@ -31,6 +34,9 @@ pub(super) trait Machine {
     /// Opens a block device for this process alone: nobody mounts it, or builds on it, while it is
     /// open. `EBUSY` if somebody has.
     fn claim(&self, device: &Path) -> io::Result<File>;
+
+    /// The way to a drive's controller.
+    fn admin(&self, drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>>;
 
     /// Waits for [`PAUSE_MS`].
     fn pause(&mut self);
@@ -71,6 +77,10 @@ impl Machine for Host {
     fn claim(&self, device: &Path) -> io::Result<File> {
         // Without O_CREAT, O_EXCL asks the kernel for the whole block device (open(2)).
         OpenOptions::new().read(true).custom_flags(OFlag::O_EXCL.bits()).open(device)
+    }
+
+    fn admin(&self, drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>> {
+        admin::open(&self.system, drive)
     }
 
     fn pause(&mut self) {

@@ -7,14 +7,23 @@
 //!
 //! What breaks it: another program that does the same to the same drive in the same moment.
 
+mod admin;
 mod binding;
+mod daemon;
 mod drive;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fake_controller;
+mod fields;
 mod guard;
 mod holder;
+mod identify;
+mod lba;
+mod list;
 mod machine;
 mod plan;
+mod smart;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +34,9 @@ use drive::Drive;
 use guard::Danger;
 use machine::Host;
 
+/// Where a daemon has its admin socket unless its configuration says otherwise.
+const ADMIN_SOCKET: &str = "/run/forebay/admin.sock";
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -33,17 +45,29 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show every NVMe drive: what it is, how it is, who has it
+    List(list::Args),
     /// Take drives from the kernel, for a daemon with driver = "vfio" (shows it; --yes does it)
     Bind(binding::BindArgs),
     /// Give drives back to the kernel (shows it; --yes does it)
     Unbind(binding::UnbindArgs),
+    /// Show a drive's health: warnings, wear, temperature, errors
+    Smart(smart::Args),
+    /// Show what a drive says of itself (every field with -o json)
+    Identify(identify::Args),
+    /// Give a drive another LBA format; all its data is lost (shows it; --confirm SERIAL does it)
+    Format(lba::Args),
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let mut host = Host::new();
     let told = match &args.command {
+        Command::List(args) => list::list(args, &host)?,
         Command::Bind(args) => binding::bind(args, &mut host)?,
         Command::Unbind(args) => binding::unbind(args, &mut host)?,
+        Command::Smart(args) => smart::smart(args, &host)?,
+        Command::Identify(args) => identify::identify(args, &host)?,
+        Command::Format(args) => lba::format(args, &host)?,
     };
     context.emit(&told.json, || told.text)
 }

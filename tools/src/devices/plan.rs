@@ -213,14 +213,18 @@ impl Plan {
 fn run(step: &Step, machine: &mut impl Machine) -> anyhow::Result<()> {
     match step {
         Step::Load(module) => machine.load(module),
-        Step::Write { value, path } => machine.write(path, &format!("{value}\n")).map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::PermissionDenied => "; run as root",
-                io::ErrorKind::ReadOnlyFilesystem => "; /sys is read-only here: leave the container",
-                _ => "",
-            };
-            anyhow::anyhow!("{error}{hint}")
-        }),
+        Step::Write { value, path } => {
+            machine.write(path, &format!("{value}\n")).map_err(|error| {
+                let hint = match error.kind() {
+                    io::ErrorKind::PermissionDenied => "; run as root",
+                    io::ErrorKind::ReadOnlyFilesystem => {
+                        "; /sys is read-only here: leave the container"
+                    }
+                    _ => "",
+                };
+                anyhow::anyhow!("{error}{hint}")
+            })
+        }
     }
 }
 

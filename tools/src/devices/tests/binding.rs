@@ -1,21 +1,17 @@
 //! Binding, against a kernel of our own: every refusal, every write in its order, every interruption.
 
-use super::binding::{self, BindArgs, Told, UnbindArgs};
-use super::fake::{DRIVE, FakeMachine};
-use super::machine::Machine;
+use super::{FakeMachine, arguments};
+use crate::devices::binding::{self, Told};
+use crate::devices::fake::DRIVE;
+use crate::devices::machine::Machine;
 use crate::exit::Code;
-use clap::{Args as _, FromArgMatches as _};
 
 fn bind(machine: &mut FakeMachine, line: &str) -> anyhow::Result<Told> {
-    let command = BindArgs::augment_args(clap::Command::new("bind"));
-    let matches = command.no_binary_name(true).try_get_matches_from(line.split_whitespace());
-    binding::bind(&BindArgs::from_arg_matches(&matches.unwrap()).unwrap(), machine)
+    binding::bind(&arguments(line).unwrap(), machine)
 }
 
 fn unbind(machine: &mut FakeMachine, line: &str) -> anyhow::Result<Told> {
-    let command = UnbindArgs::augment_args(clap::Command::new("unbind"));
-    let matches = command.no_binary_name(true).try_get_matches_from(line.split_whitespace());
-    binding::unbind(&UnbindArgs::from_arg_matches(&matches.unwrap()).unwrap(), machine)
+    binding::unbind(&arguments(line).unwrap(), machine)
 }
 
 const YES: &str = "0000:03:00.0 --yes";
