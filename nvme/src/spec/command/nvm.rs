@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_forced_write_by_sgl_is_its_golden_bytes() {
-        let data = Data::Sgl { address: 0x7000, bytes: 0x1_0000_000 };
+        let data = Data::Sgl { address: 0x7000, bytes: 0x1000_0000 };
         let write = Submission::write(u32::MAX - 1, 3, 65536, data, true);
         assert_eq!(write.as_bytes()[..8], [0x01, 0x40, 0, 0, 0xfe, 0xff, 0xff, 0xff]);
         assert_eq!(
@@ -225,6 +225,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "lbas")]
     fn a_read_of_nothing_is_our_mistake() {
-        drop(Box::new(Submission::read(1, 0, std::hint::black_box(0), DATA)));
+        let _nothing = Submission::read(1, 0, core::hint::black_box(0), DATA);
     }
 }

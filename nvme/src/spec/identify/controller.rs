@@ -6,7 +6,7 @@ use core::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{IDENTIFY_BYTES, ascii, celsius};
+use super::{IDENTIFY_BYTES, ascii, bytes_max, celsius};
 use crate::spec::registers::Version;
 
 /// A controller, in its own words. Each field has the name that the specification gives it.
@@ -364,11 +364,7 @@ impl IdentifyController {
     /// (CAP.MPSMIN); `None` is no limit (MDTS).
     #[must_use]
     pub fn transfer_bytes_max(&self, page_bytes_min: usize) -> Option<u64> {
-        let pages = match self.mdts {
-            0 => None,
-            shift => 1u64.checked_shl(shift.into()),
-        };
-        pages?.checked_mul(page_bytes_min as u64)
+        bytes_max(self.mdts, page_bytes_min)
     }
 
     /// There is a cache that a power cut empties, unless a feature has turned it off (VWC, bit 0).
@@ -605,3 +601,17 @@ pub struct IdentifyControllerNvm {
 const _: () = assert!(size_of::<IdentifyControllerNvm>() == IDENTIFY_BYTES);
 const _: () = assert!(offset_of!(IdentifyControllerNvm, dmrsl) == 4);
 const _: () = assert!(offset_of!(IdentifyControllerNvm, dmsl) == 8);
+
+impl IdentifyControllerNvm {
+    /// The most bytes that one Verify may name; `None` is no limit (VSL).
+    #[must_use]
+    pub fn verify_bytes_max(&self, page_bytes_min: usize) -> Option<u64> {
+        bytes_max(self.vsl, page_bytes_min)
+    }
+
+    /// The most bytes that one Write Zeroes may name; `None` is no limit (WZSL).
+    #[must_use]
+    pub fn write_zeroes_bytes_max(&self, page_bytes_min: usize) -> Option<u64> {
+        bytes_max(self.wzsl, page_bytes_min)
+    }
+}

@@ -6,6 +6,8 @@
 
 mod controller;
 mod namespace;
+#[cfg(test)]
+mod tests;
 
 pub use controller::{IdentifyController, IdentifyControllerNvm, PowerState, SglSupport};
 pub use namespace::{
@@ -27,17 +29,9 @@ pub(super) fn celsius(kelvin: u16) -> Option<i32> {
     (kelvin != 0).then(|| i32::from(kelvin) - 273)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_is_printable_whatever_the_drive_says() {
-        assert_eq!(ascii(b"  S4EVNX0R123456 \0\0\0"), "S4EVNX0R123456");
-        assert_eq!(ascii(b"\x1b[2Jevil"), "");
-        assert_eq!(ascii(b"good\x1b[2J"), "good");
-        assert_eq!(ascii(b"a b  "), "a b");
-        assert_eq!(ascii(&[0xff; 20]), "");
-        assert_eq!(ascii(b""), "");
-    }
+/// A limit on the bytes of a command in the form of MDTS: a power of two of the smallest memory page; 0 is no
+/// limit, as is what does not fit into 64 bits.
+fn bytes_max(shift: u8, page_bytes_min: usize) -> Option<u64> {
+    let pages = if shift == 0 { None } else { 1u64.checked_shl(shift.into()) };
+    pages?.checked_mul(page_bytes_min as u64)
 }

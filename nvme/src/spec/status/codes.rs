@@ -5,7 +5,7 @@
 //! command set or the transport) it is the NVM command set's.
 
 /// Generic Command Status (Base, "Status Code – Generic Command Status Values"; from 80h on NVM,
-/// "Generic Command Status Values").
+/// "Generic Command Status Values", with the Key Value command set's from 85h to 89h but 88h).
 pub mod generic {
     named! { u16;
         SUCCESS = 0x000, "successful completion";
@@ -112,7 +112,6 @@ pub mod command {
         COMMAND_SET_COMBINATION_REJECTED = 0x12b, "I/O command set combination rejected";
         INVALID_COMMAND_SET = 0x12c, "invalid I/O command set";
         IDENTIFIER_UNAVAILABLE = 0x12d, "identifier unavailable";
-        NAMESPACE_IS_DISPERSED = 0x12e, "namespace is dispersed";
         INVALID_DISCOVERY_INFORMATION = 0x12f, "invalid discovery information";
         ZONING_DATA_LOCKED = 0x130, "zoning data structure locked";
         ZONING_DATA_NOT_FOUND = 0x131, "zoning data structure not found";

@@ -4,6 +4,8 @@
 //! write: `0x281` is status code type 2h, status code 81h.
 
 mod codes;
+#[cfg(test)]
+mod tests;
 
 use core::fmt;
 
