@@ -1,4 +1,5 @@
 //! `vm-guest agent PORT`: runs in a guest of the tests in a virtual machine, and does what they ask.
+//! (`vm-guest run SCRIPT`, on the host, is for trying things by hand in such a guest.)
 //!
 //! Guarantees: each question has one answer, also when its script hangs, for then it is killed with
 //! all that it started; the end of a process in the background is told once. It ends when the test
@@ -6,6 +7,7 @@
 
 use anyhow::{Context as _, bail};
 use forebay_tests::vm::wire::{Ask, Tell};
+use forebay_tests::vm::{Drive, Place, Prepared};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::fs::File;
@@ -24,8 +26,20 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<_> = std::env::args().collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [_, "agent", port] => serve(&find(port)?),
-        _ => bail!("usage: vm-guest agent PORT, in a guest of `make test-vm`"),
+        [_, "run", script] => run_by_hand(script),
+        _ => bail!("usage: vm-guest run SCRIPT, with FOREBAY_VM as `make test-vm` sets it"),
     }
+}
+
+/// Boots a machine with two drives, and runs a script in it.
+fn run_by_hand(script: &str) -> anyhow::Result<()> {
+    let Some(prepared) = Prepared::find(&std::env::current_exe()?)? else { return Ok(()) };
+    let drive = || Drive::file(512 << 20).lba_bytes(4096);
+    let place = Place::new(&prepared, "by-hand")?.drive(drive())?.drive(drive())?;
+    let ran = place.boot()?.run(script, Duration::from_secs(600))?;
+    print!("{}", ran.stdout);
+    eprint!("{}", ran.stderr);
+    std::process::exit(ran.status)
 }
 
 /// The device of the virtio port of this name (its number depends on the machine).

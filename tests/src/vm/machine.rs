@@ -131,7 +131,10 @@ impl<'p> Machine<'p> {
     /// There is no controller there.
     pub fn pci_address(&self, number: usize) -> anyhow::Result<String> {
         let port = drive::root_port_address(number);
-        let found = self.sh(&format!("ls /sys/bus/pci/devices/{port} | grep ^0000: || true"))?;
+        // The port's own services lie beside what is behind it.
+        let address = "^0000:[0-9a-f][0-9a-f]:00[.]0$";
+        let list = format!("ls /sys/bus/pci/devices/{port} | grep '{address}' || true");
+        let found = self.sh(&list)?;
         let found = found.lines().next().with_context(|| format!("no drive behind {port}"))?;
         Ok(found.to_owned())
     }
