@@ -22,12 +22,13 @@ pub enum DeviceLine {
 }
 
 impl DeviceLine {
-    fn to_toml(&self) -> String {
-        let (driver, key, value) = match self {
-            Self::Uring(path) => ("uring", "path", path),
-            Self::Vfio(address) => ("vfio", "pci", address),
+    fn to_toml(&self, timeout_ms: Option<u32>) -> String {
+        let (which, more) = match self {
+            Self::Uring(path) => (format!("driver = \"uring\"\npath = \"{path}\""), None),
+            Self::Vfio(pci) => (format!("driver = \"vfio\"\npci = \"{pci}\""), timeout_ms),
         };
-        format!("[[device]]\ndriver = \"{driver}\"\n{key} = \"{value}\"\nformat_if_blank = true\n")
+        let more = more.map(|ms| format!("timeout_ms = {ms}\n")).unwrap_or_default();
+        format!("[[device]]\n{which}\nformat_if_blank = true\n{more}")
     }
 }
 
@@ -37,7 +38,9 @@ pub struct DaemonOptions {
     name: String,
     devices: Vec<DeviceLine>,
     reactors: u16,
-    prefix: String,
+    timeout_ms: Option<u32>,
+    setup: String,
+    wrapper: String,
 }
 
 impl DaemonOptions {
@@ -45,7 +48,8 @@ impl DaemonOptions {
     #[must_use]
     pub fn new(name: &str, devices: impl IntoIterator<Item = DeviceLine>) -> Self {
         let (name, devices) = (name.to_owned(), devices.into_iter().collect());
-        Self { name, devices, reactors: 1, prefix: String::new() }
+        let (setup, wrapper) = (String::new(), String::new());
+        Self { name, devices, reactors: 1, timeout_ms: None, setup, wrapper }
     }
 
     /// With so many reactors, each on a core of its own.
@@ -55,16 +59,31 @@ impl DaemonOptions {
         self
     }
 
-    /// With a shell command before it, like `ulimit -l 64;`.
+    /// With so much time for a command of a drive that it drives itself.
+    #[must_use]
+    pub fn timeout_ms(mut self, timeout_ms: u32) -> Self {
+        self.timeout_ms = Some(timeout_ms);
+        self
+    }
+
+    /// With a shell command before it, like `ulimit -l 64`.
     #[must_use]
     pub fn behind(mut self, command: &str) -> Self {
-        self.prefix = command.to_owned();
+        self.setup = format!("{command} &&");
+        self
+    }
+
+    /// Run by another command, like `setpriv --bounding-set=-ipc_lock`.
+    #[must_use]
+    pub fn run_by(mut self, command: &str) -> Self {
+        command.clone_into(&mut self.wrapper);
         self
     }
 
     fn to_toml(&self, port: u16) -> String {
         let cores: Vec<_> = (0..self.reactors).collect();
-        let devices: String = self.devices.iter().map(DeviceLine::to_toml).collect();
+        let devices: String =
+            self.devices.iter().map(|device| device.to_toml(self.timeout_ms)).collect();
         format!(
             "[daemon]\ncores = {cores:?}\narena = \"128MiB\"\nindex = \"16MiB\"\n\
              admin_socket = \"/run/{}.sock\"\n{devices}\
@@ -178,10 +197,12 @@ fn spawn<'m, 'p>(
     machine: &'m Machine<'p>,
     options: &DaemonOptions,
 ) -> anyhow::Result<Process<'m, 'p>> {
-    let DaemonOptions { name, prefix, .. } = options;
+    let DaemonOptions { name, setup, wrapper, .. } = options;
     let config = options.to_toml(machine.port());
     std::fs::write(machine.place().share().join(format!("{name}.toml")), config)?;
     let program = machine.place().binary("forebayd");
-    let script = format!("{prefix} exec {} --config /vm/{name}.toml", program.display());
+    // Whatever it is run by becomes the daemon itself.
+    let program = program.display();
+    let script = format!("{setup} exec {wrapper} {program} --config /vm/{name}.toml");
     machine.spawn(name, &script)
 }

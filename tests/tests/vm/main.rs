@@ -7,6 +7,11 @@
 
 mod guest;
 mod kernel_driver;
+mod vfio;
+mod vfio_faults;
+mod vfio_recovery;
+mod vfio_refusals;
+mod vfio_removal;
 
 use forebay_tests::vm::{Place, Prepared};
 use std::path::Path;
