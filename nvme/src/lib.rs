@@ -11,9 +11,13 @@
 pub mod arena;
 pub mod conformance;
 pub mod hardware;
+pub mod pci;
+pub mod pcie;
 pub mod queue;
 pub mod sim;
+pub mod spec;
 pub mod uring;
+pub mod vfio;
 
 pub use arena::{Arena, ArenaError, DmaBuf, Pool, PoolSeed};
 pub use queue::{BlockError, BlockQueue, Completion, Geometry, Operation, Request};

@@ -31,7 +31,7 @@ use std::sync::Arc;
 pub use pool::{DmaBuf, Pool};
 use region::Region;
 pub use table::{Table, TableEntry};
-pub use words::DmaWords;
+pub use words::{DmaSlots, DmaWords};
 
 /// The smallest buffer, in bytes.
 pub const BUFFER_BYTES_MIN: usize = 4096;

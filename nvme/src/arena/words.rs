@@ -6,9 +6,11 @@
 //! no device uses it any more: a late write would land in the next owner's buffer.
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::DmaBuf;
+use super::region::Region;
+use super::{ArenaError, DmaBuf, Span, whole_units};
 
 /// A [`DmaBuf`] as words of 64 bits, each accessed atomically. Little-endian on the device's side.
 pub struct DmaWords {
@@ -45,6 +47,41 @@ impl DmaWords {
 impl fmt::Debug for DmaWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "DmaWords({:?})", self.buffer)
+    }
+}
+
+/// Slots of 32 bits in memory of their own, which threads and a device share: doorbells and their shadows.
+#[derive(Debug)]
+pub struct DmaSlots {
+    span: Span,
+    slots: usize,
+}
+
+impl DmaSlots {
+    /// At least `slots` slots, all zero.
+    ///
+    /// # Errors
+    /// [`ArenaError`]: no memory.
+    pub fn new(slots: usize) -> Result<Self, ArenaError> {
+        let region = Region::on_demand(whole_units(slots * size_of::<AtomicU32>())?)?;
+        Ok(Self { span: Span(Arc::new(region)), slots })
+    }
+
+    /// All slots.
+    #[must_use]
+    #[inline]
+    pub fn slots(&self) -> &[AtomicU32] {
+        let start = self.span.0.at(0, self.slots * size_of::<AtomicU32>()).cast::<AtomicU32>();
+        // SAFETY: the range is inside the mapping (asserted by `at`), which `self` keeps, and aligned to a page;
+        // it was zero at first, and any bits are an `AtomicU32`. Nobody else refers to this memory: it was
+        // mapped for this value alone.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), self.slots) }
+    }
+
+    /// Its memory, to be given to the device.
+    #[must_use]
+    pub fn span(&self) -> &Span {
+        &self.span
     }
 }
 

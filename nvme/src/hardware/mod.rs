@@ -10,12 +10,14 @@
 //! device does not touch memory until it is told to again; memory stays mapped for as long as a
 //! [`Mapping`] of it lives.
 
-use std::fmt;
+mod mapping;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::arena::Span;
+pub use mapping::{MapError, Mapping, WeakMapping};
 
 /// A controller's registers. Shared by the threads that ring its doorbells.
 pub trait Registers: Send + Sync + 'static {
@@ -45,62 +47,6 @@ pub trait Registers: Send + Sync + 'static {
     /// # Panics
     /// As [`Registers::read32`].
     fn write64(&self, offset: usize, value: u64);
-}
-
-/// A window of I/O virtual addresses (IOVA) over an arena: the device's view of it.
-#[derive(Clone)]
-pub struct Mapping {
-    span: Span,
-    iova: u64,
-    /// Unmaps when the last clone is dropped.
-    _guard: Arc<dyn Send + Sync>,
-}
-
-impl Mapping {
-    /// `span` is at `iova` until the last clone of `guard` is dropped.
-    #[must_use]
-    pub fn new(span: Span, iova: u64, guard: Arc<dyn Send + Sync>) -> Self {
-        Self { span, iova, _guard: guard }
-    }
-
-    /// The arena behind it.
-    #[must_use]
-    pub fn span(&self) -> &Span {
-        &self.span
-    }
-
-    /// Where the arena begins for the device.
-    #[must_use]
-    pub fn iova(&self) -> u64 {
-        self.iova
-    }
-
-    /// The device's address of `bytes` bytes at `address`; `None` if they are not all in the arena.
-    #[must_use]
-    #[inline]
-    pub fn translate(&self, address: usize, bytes: usize) -> Option<u64> {
-        let offset = address.wrapping_sub(self.span.address());
-        let length = self.span.bytes();
-        (offset < length && bytes <= length - offset).then(|| self.iova + offset as u64)
-    }
-}
-
-impl fmt::Debug for Mapping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Mapping({} MiB at IOVA {:#x})", self.span.bytes() >> 20, self.iova)
-    }
-}
-
-/// Why memory could not be given to a device. The message says what to do.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}; {advice}")]
-pub struct MapError {
-    /// What was tried, with its size.
-    pub what: String,
-    /// What the kernel said.
-    pub source: io::Error,
-    /// What to do.
-    pub advice: String,
 }
 
 /// Gives devices access to memory. One map for each arena, however many devices and threads ask.

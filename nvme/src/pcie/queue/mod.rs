@@ -1,0 +1,349 @@
+//! A reactor's queue pair on a drive: [`BlockQueue`] over NVMe.
+//!
+//! Guarantees: those of [`crate::queue`] and [`crate::pcie`]. A request is in one of three states: it waits for
+//! room or for the controller (`todo`), its commands are with the device or wait for another try
+//! (`commands`), or it has ended (`ended`). On the steady path a request is one command, and a poll is: ring
+//! one doorbell, look at the next completion's phase bit.
+
+mod commands;
+mod encode;
+mod recover;
+mod requests;
+mod verdict;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::drive::Drive;
+use super::error::{AdminError, Trouble};
+use super::link::{Attach, Attached, Link, Message, Ring, Shared, Word};
+use super::ring::{CompletionRing, SubmissionRing};
+use super::{Options, PAGE_BYTES};
+use crate::arena::DmaWords;
+use crate::hardware::{Mapping, Registers};
+use crate::spec::status::Status;
+use crate::{BlockError, BlockQueue, Completion, Geometry, Operation, Pool, Request};
+use commands::{Commands, PLACES_MAX};
+use encode::Encoder;
+use requests::Requests;
+
+/// Bytes of a submission queue entry.
+const SQE_BYTES: usize = 64;
+/// Bytes of a completion queue entry.
+const CQE_BYTES: usize = 16;
+/// Entries of a completion queue for each of the submission queue: room to tell the controller rarely.
+const CQ_FACTOR: u32 = 4;
+/// Times are looked at so often within a command's timeout.
+const SCANS: u64 = 8;
+
+/// How the queue stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It has asked the controller for its side.
+    Attaching,
+    /// It works.
+    Open,
+    /// The controller is being stopped.
+    Closed,
+    /// It has asked the controller to forget it.
+    Leaving,
+    /// There is no controller.
+    Gone,
+}
+
+/// The controller names a command that is not there.
+struct Unknown;
+
+/// One thread's queue pair. See the module.
+pub struct Queue<R: Registers> {
+    phase: Phase,
+    link: Arc<Link>,
+    /// What the link said last.
+    seen: Word,
+    attached: Option<Attached<R>>,
+    submission: SubmissionRing,
+    completion: CompletionRing,
+    commands: Commands,
+    requests: Requests,
+    /// Requests for which commands are still to be made, in their order.
+    todo: VecDeque<u16>,
+    /// Commands that wait for another try.
+    waiting: usize,
+    ended: VecDeque<Completion>,
+    encoder: Encoder,
+    geometry: Geometry,
+    options: Options,
+    retry_delays_us: [u64; 3],
+    now_us: u64,
+    next_scan_us: u64,
+    /// The controller has been told that this queue needs a reset.
+    reset_asked: bool,
+    shared: Arc<Shared<R>>,
+    /// Why the controller does not make its side.
+    refusal: Option<AdminError>,
+    reply: Sender<Result<Attached<R>, AdminError>>,
+    answers: Receiver<Result<Attached<R>, AdminError>>,
+}
+
+impl<R: Registers> fmt::Debug for Queue<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (flying, depth) = (self.in_flight(), self.geometry.depth);
+        write!(f, "Queue({}, {:?}, {flying} of {depth} in flight)", self.shared.name, self.phase)
+    }
+}
+
+impl<R: Registers> Queue<R> {
+    pub(super) fn new(drive: &Drive<R>, pool: &Pool, depth: u32) -> Result<Self, AdminError> {
+        let facts = drive.facts();
+        let mapping = drive.dma.map(&pool.span())?;
+        let page_table = mapping.page_table(&*drive.dma)?;
+        // A ring has one entry less in flight than it has entries.
+        let entries = facts.queue_entries_max.min(PLACES_MAX);
+        let depth = depth.clamp(1, entries - 1);
+        let entries = (depth + 1).next_power_of_two().min(entries);
+        let cq_entries = (entries * CQ_FACTOR).min(facts.queue_entries_max);
+        let words = |bytes: usize| pool.alloc(bytes).map(DmaWords::new).ok_or(AdminError::NoMemory);
+        let submission = SubmissionRing::new(words(entries as usize * SQE_BYTES)?, entries);
+        let completion = words(cq_entries as usize * CQE_BYTES)?;
+        let completion = CompletionRing::new(completion, cq_entries, entries - 1);
+        let ranges = if facts.discard { Some(ranges(pool, &mapping)?) } else { None };
+        let geometry = facts.geometry(depth);
+        let (reply, answers) = crossbeam_channel::unbounded();
+        let link = Arc::new(Link::default());
+        let mut queue = Self {
+            phase: Phase::Attaching,
+            seen: link.load(),
+            link,
+            attached: None,
+            commands: Commands::new(entries - 1),
+            requests: Requests::new(depth),
+            todo: VecDeque::with_capacity(depth as usize),
+            waiting: 0,
+            ended: VecDeque::with_capacity(depth as usize),
+            encoder: Encoder::new(facts, mapping, page_table, ranges),
+            submission,
+            completion,
+            geometry,
+            options: drive.options,
+            retry_delays_us: facts.retry_delays_us,
+            now_us: 0,
+            next_scan_us: 0,
+            reset_asked: false,
+            shared: Arc::clone(&drive.shared),
+            refusal: None,
+            reply,
+            answers,
+        };
+        queue.ask_to_attach();
+        Ok(queue)
+    }
+
+    /// Whether the controller has made its side; an error if it never will.
+    ///
+    /// # Errors
+    /// Why it refuses.
+    pub fn is_open(&mut self) -> Result<bool, AdminError> {
+        self.heed();
+        match self.phase {
+            Phase::Gone => Err(self.refusal.take().unwrap_or(AdminError::Trouble(Trouble::Gone))),
+            phase => Ok(phase == Phase::Open),
+        }
+    }
+
+    /// Lets go of the controller's side: `true` when that is done. What was in flight does not complete. To be
+    /// called again, with the controller polled in between; dropping the queue does the same and waits.
+    pub fn close(&mut self) -> bool {
+        self.heed();
+        if !matches!(self.phase, Phase::Leaving | Phase::Gone) {
+            self.phase = Phase::Leaving;
+            let link = Arc::clone(&self.link);
+            self.send_or_end(Message::Detach(link));
+        }
+        self.phase == Phase::Gone
+    }
+
+    fn ask_to_attach(&mut self) {
+        let ring = |address: usize, entries: u32| {
+            let iova = self.encoder.mapping().translate(address, PAGE_BYTES);
+            Ring { iova: iova.expect("the rings are in the arena"), entries }
+        };
+        let attach = Attach {
+            link: Arc::clone(&self.link),
+            epoch: self.seen.epoch(),
+            submission: ring(self.submission.address(), self.submission.entries()),
+            completion: ring(self.completion.address(), self.completion.entries()),
+            reply: self.reply.clone(),
+        };
+        self.send_or_end(Message::Attach(attach));
+    }
+
+    /// Writes to the controller. One that has left was stopped before, and everything ends.
+    fn send_or_end(&mut self, message: Message<R>) {
+        if !self.shared.send(message) {
+            self.end_all();
+        }
+    }
+
+    /// Makes commands of what is left of a request. `false`: there is no room for all of them now.
+    #[inline]
+    fn issue(&mut self, place: u16) -> bool {
+        let pending = self.requests.get_mut(place);
+        while pending.issued < pending.blocks {
+            if self.commands.is_full() {
+                return false;
+            }
+            let (operation, offset) = (&pending.request.operation, pending.issued);
+            let blocks = self.encoder.piece(operation, offset, pending.blocks - offset);
+            let cid = self.commands.insert(place, offset, blocks);
+            self.submission.push(self.encoder.entry(operation, cid, offset, blocks));
+            pending.issued += u64::from(blocks);
+            pending.running += 1;
+        }
+        true
+    }
+
+    fn issue_todo(&mut self) {
+        while let Some(place) = self.todo.front().copied() {
+            if !self.issue(place) {
+                return;
+            }
+            self.todo.pop_front();
+        }
+    }
+
+    /// Tells the controller of new entries, with one register write at most.
+    #[inline]
+    fn ring_submission(&mut self) {
+        if let Some(attached) = &self.attached
+            && let Some((old, new)) = self.submission.commit()
+        {
+            attached.submission.ring(&*attached.registers, old, new);
+        }
+    }
+
+    #[inline]
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        while completions.len() < completions.capacity()
+            && let Some([_, last]) = self.completion.pop()
+        {
+            // The last word: SQ head, SQ identifier, CID, phase, status.
+            let (cid, status) = ((last >> 32) as u16, (last >> 49) as u16);
+            match self.complete(cid, status) {
+                Ok(completion) => completions.extend(completion),
+                Err(Unknown) => return self.ask_for_reset("it completes an unknown command"),
+            }
+        }
+        if let Some(attached) = &self.attached
+            && let Some((old, new)) = self.completion.commit()
+        {
+            attached.completion.ring(&*attached.registers, old, new);
+        }
+    }
+
+    /// A command has completed. The request's end, if it was its last.
+    #[inline]
+    fn complete(&mut self, cid: u16, status: u16) -> Result<Option<Completion>, Unknown> {
+        let command = self.commands.completed(cid).ok_or(Unknown)?;
+        if !Status(status).ok() {
+            return Ok(self.refused(cid, Status(status)));
+        }
+        let place = command.request;
+        self.commands.remove(cid);
+        let pending = self.requests.get_mut(place);
+        pending.running -= 1;
+        if !pending.is_over() {
+            return Ok(None);
+        }
+        let pending = self.requests.remove(place);
+        Ok(Some(pending.request.end(pending.result)))
+    }
+}
+
+impl<R: Registers> BlockQueue for Queue<R> {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    #[inline]
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
+        if self.in_flight() == self.geometry.depth as usize {
+            return Err(request);
+        }
+        if let Some(result) = self.verdict_at_once(&request.operation) {
+            self.ended.push_back(request.end(result));
+            return Ok(());
+        }
+        let place = self.requests.insert(request);
+        if self.phase != Phase::Open || !self.todo.is_empty() || !self.issue(place) {
+            self.todo.push_back(place);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn poll(&mut self, now_us: u64, completions: &mut Vec<Completion>) -> usize {
+        let before = completions.len();
+        self.now_us = now_us;
+        if self.link.load() != self.seen {
+            self.heed();
+        }
+        while completions.len() < completions.capacity()
+            && let Some(completion) = self.ended.pop_front()
+        {
+            completions.push(completion);
+        }
+        if self.phase == Phase::Open {
+            self.ring_submission();
+            self.reap(completions);
+            if !self.todo.is_empty() {
+                self.issue_todo();
+            }
+            if self.waiting > 0 {
+                self.try_again();
+            }
+            self.ring_submission();
+        }
+        // A budget that was used up says that there is more to reap: nothing is called late then.
+        if now_us >= self.next_scan_us && completions.len() < completions.capacity() {
+            self.scan();
+        }
+        completions.len() - before
+    }
+
+    fn in_flight(&self) -> usize {
+        self.requests.used() + self.ended.len()
+    }
+}
+
+impl<R: Registers> Queue<R> {
+    /// How the request ends, if that needs no device.
+    #[inline]
+    fn verdict_at_once(&self, operation: &Operation) -> Option<Result<(), BlockError>> {
+        if let Err(error) = self.geometry.check(operation) {
+            return Some(Err(error));
+        }
+        match operation {
+            Operation::Read { buffer, .. }
+            | Operation::Write { buffer, .. }
+            | Operation::Compare { buffer, .. }
+                if !self.encoder.reaches(buffer) =>
+            {
+                Some(Err(BlockError::Invalid))
+            }
+            Operation::Flush if !self.geometry.volatile_write_cache => Some(Ok(())),
+            _ if self.phase == Phase::Gone => Some(Err(BlockError::Gone)),
+            _ => None,
+        }
+    }
+}
+
+/// One range for each command of a discard.
+fn ranges(pool: &Pool, mapping: &Mapping) -> Result<(DmaWords, u64), AdminError> {
+    let bytes = PLACES_MAX as usize * 16;
+    let words = pool.alloc(bytes).map(DmaWords::new).ok_or(AdminError::NoMemory)?;
+    let iova = mapping.translate(words.address(), bytes).ok_or(AdminError::NoMemory)?;
+    Ok((words, iova))
+}
