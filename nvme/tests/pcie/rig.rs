@@ -25,6 +25,7 @@ pub(crate) fn options() -> Options {
         command_timeout_us: 1_000_000,
         abort_timeout_us: 500_000,
         request_timeout_us: 4_000_000,
+        admin_timeout_us: 2_000_000,
         ..Options::default()
     }
 }
