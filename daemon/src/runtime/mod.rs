@@ -397,7 +397,9 @@ impl Daemon {
         admin.serve(|request| match request {
             Request::Status => status(addresses, *clock, pool, state),
             Request::Namespaces => namespaces(&state.table, usage),
-            Request::Devices => drives.iter().map(|drive| nvme::report(drive, REPORT_TIMEOUT)).collect(),
+            Request::Devices => {
+                drives.iter().map(|drive| nvme::report(drive, REPORT_TIMEOUT)).collect()
+            }
             Request::Drain => {
                 drain = true;
                 json!({ "draining": true })

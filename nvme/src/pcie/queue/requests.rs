@@ -56,8 +56,14 @@ impl Requests {
     pub(super) fn insert(&mut self, request: Request) -> u16 {
         let place = self.free.pop().expect("no more requests than places");
         let blocks = blocks_of(&request.operation);
-        self.places[usize::from(place)] =
-            Some(Pending { request, issued: 0, blocks, running: 0, result: Ok(()), deadline_us: None });
+        self.places[usize::from(place)] = Some(Pending {
+            request,
+            issued: 0,
+            blocks,
+            running: 0,
+            result: Ok(()),
+            deadline_us: None,
+        });
         place
     }
 
