@@ -21,12 +21,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 
 use crate::arena::Span;
-use crate::hardware::{Dma, MapError, Mapping};
+use crate::hardware::{Dma, MapError, Mapping, WeakMapping};
 use crate::pci::{Function, PciAddress, Sysfs};
 
 use super::container::{self, Container};
@@ -73,14 +73,15 @@ impl VfioIommu {
 impl Dma for VfioIommu {
     fn map(&self, span: &Span) -> Result<Mapping, MapError> {
         let mut state = self.shared.lock();
-        if let Some(guard) = state.live_map(span) {
-            return Ok(Mapping::new(span.clone(), guard.iova, guard));
+        if let Some(mapping) = state.live_map(span) {
+            return Ok(mapping);
         }
         let iova = state.map_new(span)?;
         let guard = Arc::new(MapGuard { shared: Arc::clone(&self.shared), iova });
-        let entry = Entry { span: span.clone(), guard: Arc::downgrade(&guard) };
+        let mapping = Mapping::new(span.clone(), iova, guard);
+        let entry = Entry { span: span.clone(), mapping: mapping.downgrade() };
         state.maps.insert(iova, entry);
-        Ok(Mapping::new(span.clone(), iova, guard))
+        Ok(mapping)
     }
 }
 
@@ -108,7 +109,7 @@ struct Group {
 /// container is that of memory which is gone.
 struct Entry {
     span: Span,
-    guard: Weak<MapGuard>,
+    mapping: WeakMapping,
 }
 
 impl Shared {
@@ -183,10 +184,10 @@ impl State {
         Ok(())
     }
 
-    fn live_map(&self, span: &Span) -> Option<Arc<MapGuard>> {
+    fn live_map(&self, span: &Span) -> Option<Mapping> {
         let same = self.maps.values().filter(|entry| entry.span.is(span));
-        // One that cannot be upgraded has lost its last mapping, and waits for the lock to be unmapped.
-        same.filter_map(|entry| entry.guard.upgrade()).next()
+        // One that cannot be upgraded has lost its last clone, and waits for the lock to be unmapped.
+        same.filter_map(|entry| entry.mapping.upgrade()).next()
     }
 
     /// Maps `span` at a free place.
@@ -306,11 +307,12 @@ mod tests {
         let iommu = VfioIommu::new();
         let pool = Arena::on_demand(4 << 20).unwrap().pool();
         let guard = Arc::new(MapGuard { shared: Arc::clone(&iommu.shared), iova: 0x40_0000 });
-        let entry = Entry { span: pool.span(), guard: Arc::downgrade(&guard) };
+        let first = Mapping::new(pool.span(), guard.iova, guard);
+        let entry = Entry { span: pool.span(), mapping: first.downgrade() };
         iommu.shared.lock().maps.insert(0x40_0000, entry);
         let mapping = iommu.map(&pool.span()).unwrap();
         assert_eq!(mapping.iova(), 0x40_0000, "the same span has its map already");
-        drop(guard);
+        drop(first);
         assert_eq!(iommu.map(&pool.span()).unwrap().iova(), 0x40_0000);
         drop(mapping);
         assert!(iommu.shared.lock().maps.is_empty());

@@ -4,11 +4,9 @@
 //! of unknown kind) or that the system uses is left alone, unless it was named twice; all devices
 //! are looked at before the first one is written.
 
-mod signature;
-mod usage;
-
 use crate::context::Context;
 use crate::exit::{Code, Failure};
+use crate::media::{signature, usage};
 use crate::output;
 use anyhow::Context as _;
 use forebay_config::units;
