@@ -4,6 +4,7 @@
 //! are read as they are, and not believed further than they are shown.
 
 use super::drive::{Drive, KERNEL, VFIO};
+use super::own::OwnController;
 use crate::clock;
 use crate::exit::{Code, Failure};
 use crate::media::System;
@@ -45,7 +46,7 @@ pub(super) fn open(system: &System, drive: &Drive) -> anyhow::Result<Box<dyn Adm
         (Some(KERNEL), Some(controller)) => {
             Ok(Box::new(KernelController::open(&system.dev(&controller.name))?))
         }
-        (Some(VFIO), _) => open_vfio(drive),
+        (Some(VFIO), _) => Ok(Box::new(OwnController::open(address)?)),
         (driver, _) => {
             let driver = driver.unwrap_or("no driver");
             let what = format!(
@@ -55,16 +56,6 @@ pub(super) fn open(system: &System, drive: &Drive) -> anyhow::Result<Box<dyn Adm
             Err(Failure::new(Code::Failure, what).into())
         }
     }
-}
-
-/// The way to a drive that is with vfio-pci.
-fn open_vfio(drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>> {
-    let address = drive.address;
-    let what = format!(
-        "{address} is with {VFIO}, and no daemon that drives it answers; name its admin socket with \
-         --admin, or give the drive to the kernel: forebay devices unbind {address} --yes"
-    );
-    Err(Failure::new(Code::Failure, what).into())
 }
 
 impl AdminPath for KernelController {
