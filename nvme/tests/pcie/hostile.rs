@@ -142,7 +142,7 @@ impl Run<'_> {
 
     fn operation(&mut self, kind: Kind, first: u64, blocks: u64) -> Option<Operation> {
         let (block, count) = (first, blocks as u32);
-        let mut buffer = || self.pool.alloc(blocks as usize * BLOCK_BYTES);
+        let buffer = || self.pool.alloc(blocks as usize * BLOCK_BYTES);
         Some(match kind {
             Kind::Read => Operation::Read { block, blocks: count, buffer: buffer()? },
             Kind::Write { stamp: mark, fua } => {

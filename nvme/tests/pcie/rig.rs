@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 
 use forebay_nvme::emulated::{
-    EmulatedConfig, EmulatedController, EmulatedHardware, EmulatedRegisters,
+    EmulatedConfig, EmulatedController, EmulatedHardware, EmulatedRegisters, Violation,
 };
 use forebay_nvme::pcie::{Controller, Options, Queue, State};
 use forebay_nvme::{
@@ -90,6 +90,15 @@ impl Drive {
         self.until(|drive| drive.now_us >= end_us);
     }
 
+    /// As [`Drive::assert_clean`], for a controller that has lied: who believes it is refused.
+    pub(crate) fn assert_clean_but_refused(&self) {
+        let counters = self.emulated.counters();
+        let mut violations = self.emulated.violations();
+        violations.retain(|it| !matches!(it, Violation::Refused { .. }));
+        assert_eq!(violations, [], "{counters:?}");
+        assert_eq!(counters.iommu_faults, counters.stray_dma);
+    }
+
     /// Neither the driver nor the controller reached where it must not.
     pub(crate) fn assert_clean(&self) {
         let counters = self.emulated.counters();
@@ -147,6 +156,7 @@ pub(crate) struct Rig {
     pub(crate) pool: Pool,
     pub(crate) done: Vec<Completion>,
     last_tag: u64,
+    liar: bool,
 }
 
 impl Rig {
@@ -165,7 +175,7 @@ impl Rig {
         let queue = drive.controller.drive().expect("it is up").queue(pool, depth);
         let queue = Some(Held::new(queue.expect("room")));
         let (pool, done) = (pool.clone(), Vec::with_capacity(256));
-        let mut rig = Self { drive, queue, pool, done, last_tag: 0 };
+        let mut rig = Self { drive, queue, pool, done, last_tag: 0, liar: false };
         while !rig.queue().is_open().expect("a queue") {
             rig.drive.step();
         }
@@ -174,6 +184,11 @@ impl Rig {
 
     pub(crate) fn queue(&mut self) -> &mut Queue<EmulatedRegisters> {
         self.queue.as_mut().expect("there until the rig is dropped")
+    }
+
+    /// Not even a refused command is expected of the driver, unless the controller lies.
+    pub(crate) fn keep_quiet(&mut self) {
+        self.liar = true;
     }
 
     pub(crate) fn emulated(&self) -> &EmulatedController {
@@ -235,6 +250,13 @@ impl Rig {
         completion.buffer
     }
 
+    /// Drops the driver's controller. What follows is done by one that never does anything.
+    pub(crate) fn drop_controller(&mut self) {
+        let idle = EmulatedController::new(EmulatedConfig::default()).hardware();
+        let idle = Controller::new(idle, options(), &pool(4 << 20), Box::new(|| {}));
+        drop(std::mem::replace(&mut self.drive.controller, idle.expect("IOVAs")));
+    }
+
     /// Asserts that the blocks hold nothing but `fill`.
     pub(crate) fn expect_fill(&mut self, block: u64, blocks: u32, fill: u8) {
         let buffer = self.ok(self.read(block, blocks)).expect("a read has a buffer");
@@ -272,6 +294,9 @@ impl Drop for Rig {
         let queue = self.queue.take().expect("there until the rig is dropped");
         if !std::thread::panicking() {
             queue.close(&mut self.drive);
+            if self.liar {
+                return self.drive.assert_clean_but_refused();
+            }
             self.drive.assert_clean();
         }
     }
