@@ -237,8 +237,7 @@ fn bring_up_survives_what_a_reset_can_help() {
             emulated.add_rule(Rule { on: On::AnyAdmin, after, times: 1, fault });
             let pages = pool(4 << 20);
             let mut drive = Drive::new(emulated, options(), &pages);
-            assert!(drive.bring_up() || drive.state() == State::Resetting, "{fault:?} at {after}");
-            drive.until(|drive| drive.state() == State::Ready);
+            assert!(drive.bring_up(), "{fault:?} at {after}: {:?}", drive.controller.trouble());
             drive.pass(50_000);
             drive.until(|drive| drive.state() == State::Ready);
             assert!(drive.controller.resets() <= resets, "{fault:?} at {after}");

@@ -1,7 +1,7 @@
 //! What a controller can do to a request, and what the driver makes of it.
 
 use forebay_nvme::emulated::{
-    EmulatedConfig, Fault, Identity, NamespaceConfig, On, Rule, Scheduled, Stick, Times, Traced,
+    EmulatedConfig, Fault, Identity, NamespaceConfig, On, RegisterConfig, Rule, Scheduled, Stick, Times, Traced,
 };
 use forebay_nvme::pcie::{State, Trouble};
 use forebay_nvme::sim::{self, Latency};
@@ -256,7 +256,9 @@ fn a_bus_error_costs_a_function_reset() {
 
 #[test]
 fn a_controller_that_does_not_stop_is_reset_as_a_function() {
-    let mut rig = rig();
+    // It gives itself a second to stop, which is less than a request has.
+    let registers = RegisterConfig { timeout: 2, ready_modes: 0, ..RegisterConfig::default() };
+    let mut rig = Rig::new(EmulatedConfig { registers, ..EmulatedConfig::default() });
     rig.emulated().set_stick(Some(Stick::AtOneUntilReset));
     rig.emulated().fail_fatally();
     rig.ok(rig.write(0, 2, 5));
@@ -272,9 +274,11 @@ fn a_controller_that_nothing_stops_loses_the_bus() {
     rig.step();
     rig.emulated().set_stick(Some(Stick::AtOne));
     rig.emulated().fail_resets(u32::MAX);
-    assert_eq!(rig.end(tag).result, Err(BlockError::Gone));
+    // Its time is over long before the controller is given up, and not before that is its buffer back.
+    assert_eq!(rig.end(tag).result, Err(BlockError::Timeout));
     assert_eq!(rig.drive.state(), State::Gone);
     assert_eq!(rig.drive.controller.trouble(), Some(Trouble::ResetFailed));
+    assert_eq!(rig.run(rig.read(0, 1)).result, Err(BlockError::Gone));
 }
 
 #[test]

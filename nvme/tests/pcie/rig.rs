@@ -49,8 +49,7 @@ impl Drive {
 
     /// Brings it up. `false`: it was given up.
     pub(crate) fn bring_up(&mut self) -> bool {
-        let settled = |drive: &mut Self| !matches!(drive.state(), State::Starting);
-        self.until(settled);
+        self.until(|drive| matches!(drive.state(), State::Ready | State::Gone));
         self.state() == State::Ready
     }
 
