@@ -448,6 +448,22 @@ impl Device {
         self.events.values().filter(|event| matches!(event, Event::Command(_))).count()
     }
 
+    /// Whether the device may still touch this memory: a command in flight begins there, or a queue lies there.
+    pub(super) fn holds(&self, address: usize, bytes: usize) -> bool {
+        let inside = |iova: u64| {
+            let at = self.dma.address_of(iova);
+            at.is_some_and(|at| (address..address + bytes).contains(&at))
+        };
+        let by_command = |event: &Event| match event {
+            Event::Command(flight) => inside(flight.command.data[0].get()),
+            _ => false,
+        };
+        self.bus_master
+            && (self.events.values().any(by_command)
+                || self.submission.values().any(|queue| inside(queue.base))
+                || self.completion.values().any(|queue| inside(queue.base)))
+    }
+
     /// Refuses a command that the host had no reason to send so.
     pub(super) fn refuse(&mut self, queue: QueueId, command: &Submission, full: u16) -> Outcome {
         let outcome = Outcome::invalid(full);

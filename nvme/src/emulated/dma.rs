@@ -113,6 +113,14 @@ impl EmulatedDma {
         self.table.with(|windows| windows.find(iova, bytes).is_some())
     }
 
+    /// Where in our memory that is.
+    pub(super) fn address_of(&self, iova: u64) -> Option<usize> {
+        self.table.with(|windows| {
+            let (span, offset) = windows.find(iova, 1)?;
+            Some(span.address() + offset)
+        })
+    }
+
     /// An address that is not mapped and never will be.
     pub(super) fn nowhere(&self) -> u64 {
         self.table.with(|windows| windows.end_iova) & !(PAGE_BYTES - 1)

@@ -114,6 +114,13 @@ impl EmulatedController {
         self.device.borrow().dma.faults().1
     }
 
+    /// Whether the controller may still touch `bytes` bytes at `address`, because a command in flight begins there or a queue
+    /// lies there: then it is too early to use them for something else.
+    #[must_use]
+    pub fn holds(&self, address: usize, bytes: usize) -> bool {
+        self.device.borrow().holds(address, bytes)
+    }
+
     /// The commands that completed, if the configuration asks for them to be kept.
     #[must_use]
     pub fn trace(&self) -> Vec<Traced> {

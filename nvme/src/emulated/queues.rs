@@ -31,7 +31,7 @@ pub(super) struct SubmissionQueue {
 
 #[derive(Debug)]
 pub(super) struct CompletionQueue {
-    base: u64,
+    pub(super) base: u64,
     entries: u32,
     head: u32,
     tail: u32,

@@ -208,6 +208,10 @@ impl Run<'_> {
         let Completion { tag, result, buffer } = completion;
         let flying = self.flying.remove(&tag).expect("a request that was submitted, once");
         assert_eq!(buffer.as_ref().map(|buffer| buffer.as_ptr().addr()), flying.buffer);
+        if let Some(buffer) = &buffer {
+            let held = self.drive.emulated.holds(buffer.as_ptr().addr(), buffer.len());
+            assert!(!held, "{:?}: back too early", flying.kind);
+        }
         let took_us = self.drive.now_us - flying.since_us;
         assert!(took_us <= REQUEST_US_MAX, "{:?} took {took_us} µs", flying.kind);
         self.slowest_us = self.slowest_us.max(took_us);
@@ -366,7 +370,11 @@ fn drive(seed: u64, pool: &Pool, admin_pool: &Pool, tally: &mut Tally) {
         }
         let Run { drive: used, queues, slowest_us, succeeded, .. } = run;
         drive = used;
-        queues.into_iter().for_each(|queue| queue.close(&mut drive));
+        for queue in queues {
+            queue.close(&mut drive);
+        }
+        let (start, bytes) = pool.region();
+        assert!(!emulated.holds(start.addr(), bytes), "memory of a queue is back too early");
         tally.worked += 1;
         tally.given_up += u32::from(drive.state() == State::Gone);
         tally.succeeded += succeeded;

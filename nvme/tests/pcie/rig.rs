@@ -231,7 +231,12 @@ impl Rig {
         let deadline_us = self.drive.now_us + FOREVER_US;
         loop {
             if let Some(at) = self.done.iter().position(|completion| completion.tag == tag) {
-                return self.done.swap_remove(at);
+                let completion = self.done.swap_remove(at);
+                if let Some(buffer) = &completion.buffer {
+                    let held = self.emulated().holds(buffer.as_ptr().addr(), buffer.len());
+                    assert!(!held, "its buffer is back too early");
+                }
+                return completion;
             }
             assert!(self.drive.now_us < deadline_us, "request {tag} hangs: {:?}", self.queue);
             self.step();
