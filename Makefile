@@ -4,12 +4,15 @@
 FUZZ_SECONDS ?= 30
 # For `make bench`: --quick, --only engine|large|small|memory|disk
 BENCH ?=
+# For `make test-vm`: which tests, by a part of their names
+VM ?=
 
-.PHONY: help build demo test lint fuzz bench
+.PHONY: help build demo test test-vm lint fuzz bench
 
 help:
 	@echo 'make demo    the whole path once, with a crash in the middle (2 minutes and the build)'
 	@echo 'make test    every test there is; FUZZ_SECONDS=$(FUZZ_SECONDS) for each fuzz target'
+	@echo 'make test-vm only those on real NVMe controllers, in a virtual machine; VM=name for some of them'
 	@echo 'make build   forebayd and forebay, in target/release'
 	@echo 'make lint    rustfmt and clippy, as CI has them'
 	@echo 'make fuzz    the fuzz targets alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
@@ -24,6 +27,12 @@ demo:
 
 test:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/scripts/test.sh
+
+test-vm:
+	@tests/scripts/need.sh cc:gcc,libc6-dev
+	@tests/vm/prepare.sh target/vm
+	cargo build --release -p forebayd -p forebay-tools
+	FOREBAY_VM=$(CURDIR)/target/vm RUST_LIB_BACKTRACE=0 cargo test -p forebay-tests --test vm -- --test-threads=1 $(VM)
 
 lint:
 	cargo fmt --check

@@ -3,3 +3,4 @@
 pub mod engine;
 pub mod kv;
 pub mod rig;
+pub mod vm;
