@@ -12,6 +12,7 @@ pub mod arena;
 pub mod conformance;
 pub mod emulated;
 pub mod hardware;
+pub mod kernel;
 pub mod pci;
 pub mod pcie;
 pub mod queue;

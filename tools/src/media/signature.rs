@@ -1,7 +1,6 @@
 //! What a device holds, told by its first and last bytes.
 
 use forebayd::store::format::superblock::MAGIC as FOREBAY;
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// How much of each end is looked at, in bytes: every signature below lies in it, and so do our own
@@ -10,6 +9,13 @@ const LOOK_BYTES: u64 = 2 << 20;
 
 /// A signature: what it stands for, where it begins, its bytes.
 type Signature = (&'static str, usize, &'static [u8]);
+
+/// ZFS keeps a ring of uberblocks in its first label, of which any may be the first written.
+const ZFS_RING: std::ops::Range<usize> = 128 << 10..256 << 10;
+/// How far apart they lie at least, in bytes.
+const ZFS_STEP: usize = 1024;
+/// What each begins with, as a little-endian machine writes it.
+const ZFS: [u8; 8] = 0x00ba_b10c_u64.to_le_bytes();
 
 /// Signatures at the front, as libblkid knows them. The most telling first.
 const FRONT: [Signature; 18] = [
@@ -33,14 +39,22 @@ const FRONT: [Signature; 18] = [
     ("a partition table or boot sector", 510, &[0x55, 0xaa]),
 ];
 
+/// Whether what [`find`] found is a pool of ours.
+pub(crate) fn is_ours(found: &str) -> bool {
+    found.starts_with("a Forebay pool")
+}
+
 /// What `file` holds, or `None` if both of its ends are blank.
-pub(super) fn find(file: &mut File) -> io::Result<Option<&'static str>> {
+pub(crate) fn find(file: &mut (impl Read + Seek)) -> io::Result<Option<&'static str>> {
     let length = file.seek(SeekFrom::End(0))?;
     let front = read(file, 0, LOOK_BYTES)?;
     for (what, at, bytes) in FRONT {
         if front.get(at..at + bytes.len()) == Some(bytes) {
             return Ok(Some(what));
         }
+    }
+    if ZFS_RING.step_by(ZFS_STEP).any(|at| front.get(at..at + ZFS.len()) == Some(&ZFS)) {
+        return Ok(Some("a ZFS member"));
     }
     let back = read(file, length.saturating_sub(LOOK_BYTES), LOOK_BYTES)?;
     let back_signature = |bytes: &[u8]| back.windows(bytes.len()).any(|window| window == bytes);
@@ -54,7 +68,7 @@ pub(super) fn find(file: &mut File) -> io::Result<Option<&'static str>> {
     Ok((!blank).then_some("data of unknown kind"))
 }
 
-fn read(file: &mut File, from: u64, length: u64) -> io::Result<Vec<u8>> {
+fn read(file: &mut (impl Read + Seek), from: u64, length: u64) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
     file.take(length).read_to_end(&mut bytes)?;
@@ -90,6 +104,10 @@ mod tests {
         assert_eq!(found(Some(((8 << 20) - 1, &[1]))), Some("data of unknown kind"));
         let last = found(Some(((7 << 20), &FOREBAY)));
         assert_eq!(last, Some("a Forebay pool (its last superblocks)"));
+        assert!(last.is_some_and(is_ours));
+        let zfs = found(Some((200 << 10, &ZFS)));
+        assert_eq!(zfs, Some("a ZFS member"));
+        assert!(!zfs.is_some_and(is_ours));
     }
 
     #[test]
