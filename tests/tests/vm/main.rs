@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails, fails here")]
 
 mod devices;
+mod figures;
 mod guest;
 mod kernel_driver;
 mod vfio;
