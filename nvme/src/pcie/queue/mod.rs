@@ -36,6 +36,9 @@ const SQE_BYTES: usize = 64;
 const CQE_BYTES: usize = 16;
 /// Entries of a completion queue for each of the submission queue: room to tell the controller rarely.
 const CQ_FACTOR: u32 = 4;
+/// Entries of a submission queue, where the controller has them: a short one would have a short completion
+/// queue, whose head the controller would have to be told often.
+const ENTRIES_MIN: u32 = 64;
 /// Times are looked at so often within a command's timeout.
 const SCANS: u64 = 8;
 
@@ -103,7 +106,7 @@ impl<R: Registers> Queue<R> {
         // A ring has one entry less in flight than it has entries.
         let entries = facts.queue_entries_max.min(PLACES_MAX);
         let depth = depth.clamp(1, entries - 1);
-        let entries = (depth + 1).next_power_of_two().min(entries);
+        let entries = (depth + 1).next_power_of_two().max(ENTRIES_MIN).min(entries);
         let cq_entries = (entries * CQ_FACTOR).min(facts.queue_entries_max);
         let words = |bytes: usize| pool.alloc(bytes).map(DmaWords::new).ok_or(AdminError::NoMemory);
         let submission = SubmissionRing::new(words(entries as usize * SQE_BYTES)?, entries);
