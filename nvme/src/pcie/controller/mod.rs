@@ -156,7 +156,7 @@ impl<H: Hardware> Controller<H> {
     /// A handle for those who want queues, once it has been ready.
     #[must_use]
     pub fn drive(&self) -> Option<Drive<H::Registers>> {
-        let facts = self.shared.facts.get()?.clone();
+        let facts = Arc::new(self.shared.facts.get()?.clone());
         let (shared, dma) = (Arc::clone(&self.shared), Arc::clone(&self.dma));
         Some(Drive { shared, dma, facts, options: self.options })
     }
