@@ -121,7 +121,9 @@ pub(super) fn root_port_address(number: usize) -> String {
 
 /// The node that the controller reads and writes, on top of `below`.
 pub(super) fn top(number: usize, below: &str) -> Value {
-    json!({ "driver": "raw", "node-name": top_node(number), "file": below })
+    json!({
+        "driver": "raw", "node-name": top_node(number), "file": below, "discard": "unmap"
+    })
 }
 
 pub(super) fn file_node(number: usize) -> String {

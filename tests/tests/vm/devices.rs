@@ -72,14 +72,15 @@ fn a_drive_is_taken_and_given_back_but_not_while_it_is_used() {
     assert_eq!(driver(0), kernel);
     // A mounted file system is never taken, a foreign signature only by the serial number.
     let device = guest.block_device(0).unwrap();
-    guest.sh(&format!("mkfs.ext4 -q {device} && mkdir -p /mnt && mount {device} /mnt")).unwrap();
+    let make = format!("mkfs.ext4 -q {device} && modprobe ext4 && mount {device} /mnt");
+    guest.sh(&make).unwrap();
     let (status, _, said) = devices(&guest, &format!("bind {both} --yes --confirm forebay0"));
     assert!(status == 4 && said.contains("mounted on /mnt"), "{status}: {said}");
     guest.sh("umount /mnt").unwrap();
     let (status, _, said) = devices(&guest, &format!("bind {both} --yes"));
     assert!(status == 4 && said.contains("--confirm SERIAL"), "{status}: {said}");
     assert_eq!([driver(0), driver(1)], [kernel.clone(), kernel.clone()]);
-    guest.sh(&format!("wipefs -qa {device} && blkdiscard -f {device}")).unwrap();
+    guest.sh(&format!("blkdiscard --force --zeroout {device}")).unwrap();
     let (status, _, said) = devices(&guest, &format!("bind {both} --yes"));
     assert_eq!(status, 0, "{said}");
     assert_eq!([driver(0), driver(1)], [vfio.clone(), vfio.clone()]);
