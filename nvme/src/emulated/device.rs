@@ -400,6 +400,18 @@ impl Device {
         }
     }
 
+    /// It is being disabled: some of the commands in flight do not come to their end, and it does not get ready.
+    pub(super) fn let_go_of_some(&mut self) {
+        for ((at_us, number), event) in std::mem::take(&mut self.events) {
+            let at_us = match event {
+                Event::Ready => continue,
+                Event::Command(_) if self.rng.bool() => NEVER_US,
+                _ => at_us,
+            };
+            self.events.insert((at_us, number), event);
+        }
+    }
+
     /// Forgets everything that is under way, and every queue. What was being written is undecided.
     pub(super) fn drop_in_flight(&mut self) {
         for flight in self.take_flights() {

@@ -86,14 +86,19 @@ impl Device {
         }
     }
 
+    /// Until it is quiet it goes on with what it has, and may touch the memory that belongs to it.
     fn fall(&mut self) {
         self.power = Power::Falling;
         self.counters.disables += 1;
-        self.drop_in_flight();
-        if !matches!(self.stick, Some(Stick::AtOne | Stick::AtOneUntilReset)) {
+        self.let_go_of_some();
+        if !self.sticks_at_one() {
             let us = self.rng.u64(self.config.times.disable_us.clone());
             self.after(us, Event::Quiet);
         }
+    }
+
+    fn sticks_at_one(&self) -> bool {
+        matches!(self.stick, Some(Stick::AtOne | Stick::AtOneUntilReset))
     }
 
     pub(super) fn become_ready(&mut self) {
@@ -121,6 +126,7 @@ impl Device {
     }
 
     pub(super) fn become_quiet(&mut self) {
+        self.drop_in_flight();
         self.power = Power::Off;
         self.registers.set(CSTS, 0);
     }
@@ -139,7 +145,7 @@ impl Device {
         let flights = self.take_flights();
         // They stay undecided until the reset, and none of them completes.
         flights.into_iter().for_each(|flight| self.at(u64::MAX, Event::Command(flight)));
-        if self.power == Power::Falling {
+        if self.power == Power::Falling && !self.sticks_at_one() {
             self.after(0, Event::Quiet);
         }
     }
@@ -222,11 +228,13 @@ impl Device {
         }
     }
 
-    /// What a command that did not come to its end has written: nothing, all, or some of its blocks.
+    /// What a command that did not come to its end has written, to media or to memory: nothing, all, or some of
+    /// its blocks.
     pub(super) fn leave_undecided(&mut self, flight: &Flight) {
         if self.rng.u32(..3) == 0 {
             return;
         }
+        self.read_in_vain(flight);
         let Some(write) = self.pending_write(flight) else { return };
         let durable = !self.caches();
         let all = self.rng.bool();

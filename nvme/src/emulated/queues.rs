@@ -131,6 +131,11 @@ impl Device {
             return;
         }
         let value = self.shadow_value(queue, which).unwrap_or(value);
+        self.move_to(queue, which, value);
+    }
+
+    /// The host has moved on.
+    fn move_to(&mut self, queue: QueueId, which: usize, value: u32) {
         let moved = match which {
             0 => self.submission.get_mut(&queue).map(|it| it.move_tail(queue, value)),
             _ => self.completion.get_mut(&queue).map(|it| it.move_head(queue, value)),
@@ -158,7 +163,7 @@ impl Device {
                 && let Some(tail) = self.shadow_value(queue, 0)
                 && known != Some(tail)
             {
-                self.rung(queue, 0, tail);
+                self.move_to(queue, 0, tail);
             }
         }
     }
@@ -230,7 +235,7 @@ impl Device {
         self.set_event_index(queue, 0, tail);
         let missed = self.shadow_value(queue, 0).is_some_and(|now| now != tail);
         if missed && let Some(now) = self.shadow_value(queue, 0) {
-            self.rung(queue, 0, now);
+            self.move_to(queue, 0, now);
         }
         missed
     }
@@ -281,7 +286,7 @@ impl Device {
             let Some(it) = self.completion.get(&queue) else { return false };
             let known = it.head;
             if let Some(head) = self.shadow_value(queue, 1).filter(|head| *head != known) {
-                self.rung(queue, 1, head);
+                self.move_to(queue, 1, head);
                 return self.completion.get(&queue).is_some_and(|it| !it.full());
             }
             self.set_event_index(queue, 1, known);

@@ -121,10 +121,7 @@ fn what_cannot_be_driven_is_refused_with_the_reason() {
         (registers(|it| it.command_sets = 0), "CAP.CSS"),
         (registers(|it| it.page_min = 1), "CAP.MPSMIN"),
         (registers(|it| it.mqes = 0), "CAP.MQES"),
-        (
-            registers(|it| (it.doorbell_stride, it.bar_bytes) = (12, Some(0x2000))),
-            "CAP.DSTRD",
-        ),
+        (registers(|it| (it.doorbell_stride, it.bar_bytes) = (12, Some(0x2000))), "CAP.DSTRD"),
     ];
     for (config, reason) in cases {
         let trouble = trouble(config);

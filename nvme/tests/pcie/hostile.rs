@@ -25,7 +25,7 @@ const REQUEST_US_MAX: u64 = 70_000_000;
 const NEVER: u64 = u64::MAX;
 
 /// Failures after which no more seeds are tried.
-const FAILED_MAX: usize = 1000;
+const FAILED_MAX: usize = 10;
 
 /// What a block may hold: 0 is zeroes, other numbers are those of writes.
 #[derive(Clone, Debug)]
@@ -50,14 +50,19 @@ struct Flying {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Read,
-    Write { stamp: u64, fua: bool },
+    Write {
+        stamp: u64,
+        fua: bool,
+    },
     Zeroes,
     Discard,
     /// With what it expects.
     Compare,
     Verify,
     /// Writes that had completed when it was submitted.
-    Flush { generation: u64 },
+    Flush {
+        generation: u64,
+    },
 }
 
 /// A drive, a queue on it, and what is known of its blocks.
@@ -99,9 +104,8 @@ impl Run<'_> {
     fn submit(&mut self, tag: u64) {
         let blocks = self.rng.u64(1..=12);
         let first = self.rng.u64(..=BLOCKS - blocks);
-        let busy = |flying: &Flying| {
-            flying.first < first + blocks && first < flying.first + flying.blocks
-        };
+        let busy =
+            |flying: &Flying| flying.first < first + blocks && first < flying.first + flying.blocks;
         if self.flying.values().any(busy) {
             return;
         }
@@ -285,7 +289,8 @@ impl Run<'_> {
     fn work(&mut self) {
         for tag in 1..=REQUESTS {
             // Mostly as fast as it goes, now and then after a while.
-            let end_us = self.drive.now_us + if self.rng.u32(..8) == 0 { self.rng.u64(..40_000) } else { 0 };
+            let end_us =
+                self.drive.now_us + if self.rng.u32(..8) == 0 { self.rng.u64(..40_000) } else { 0 };
             for _ in 0..self.rng.u32(..4) {
                 self.step();
             }

@@ -1,7 +1,8 @@
 //! What a controller can do to a request, and what the driver makes of it.
 
 use forebay_nvme::emulated::{
-    EmulatedConfig, Fault, Identity, NamespaceConfig, On, RegisterConfig, Rule, Scheduled, Stick, Times, Traced,
+    EmulatedConfig, Fault, Identity, NamespaceConfig, On, RegisterConfig, Rule, Scheduled, Stick,
+    Times, Traced,
 };
 use forebay_nvme::pcie::{State, Trouble};
 use forebay_nvme::sim::{self, Latency};
@@ -201,6 +202,19 @@ fn a_controller_that_breaks_the_protocol_is_reset_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_second_completion_does_not_end_the_next_command_in_its_place() {
+    for seed in 0..20 {
+        let mut rig = Rig::new(EmulatedConfig { seed, ..EmulatedConfig::default() });
+        rig.ok(rig.write(0, 1, 2));
+        // Reads take 60 µs and more: the second one is under way in the place of the first.
+        next(&rig, io::READ, Fault::Duplicate { us: 30 });
+        rig.ok(rig.read(1, 1));
+        rig.expect_fill(0, 1, 2);
+        assert_eq!(rig.emulated().counters().enables, 2, "seed {seed}");
+    }
+}
+
+#[test]
 fn odd_entries_that_can_be_understood_are() {
     for fault in [Fault::WrongSqId, Fault::WrongSqHead, Fault::StrayDma] {
         let mut rig = rig();
@@ -225,7 +239,10 @@ fn a_pulled_drive_ends_every_request_with_gone() {
     }
     assert_eq!(rig.run(rig.read(0, 1)).result, Err(BlockError::Gone));
     assert_eq!(rig.run(Operation::Flush).result, Err(BlockError::Gone));
-    assert_eq!((rig.drive.state(), rig.drive.controller.trouble()), (State::Gone, Some(Trouble::Gone)));
+    assert_eq!(
+        (rig.drive.state(), rig.drive.controller.trouble()),
+        (State::Gone, Some(Trouble::Gone))
+    );
 }
 
 #[test]
@@ -320,7 +337,9 @@ fn a_namespace_that_changes_its_size_is_let_go_and_other_changes_are_heard() {
 #[test]
 fn health_events_are_looked_into_one_after_the_other() {
     let mut rig = rig();
-    for (number, bit) in [CriticalWarning::SPARE_LOW, CriticalWarning::TEMPERATURE].iter().enumerate() {
+    for (number, bit) in
+        [CriticalWarning::SPARE_LOW, CriticalWarning::TEMPERATURE].iter().enumerate()
+    {
         rig.emulated().set_critical_warning(*bit);
         rig.drive.pass(1_000_000);
         let logs = rig.emulated().counters().admin[&admin::GET_LOG_PAGE];
