@@ -13,6 +13,7 @@ use super::machine::Machine;
 use super::smart::{names, warning_text};
 use crate::media::usage;
 use crate::output;
+use anyhow::Context as _;
 use forebay_nvme::BLOCK_BYTES;
 use forebay_nvme::spec::log::CriticalWarning;
 use serde_json::{Value, json};
@@ -38,6 +39,8 @@ struct Facts {
     temperature_c: Option<i32>,
     warning: Option<CriticalWarning>,
     state: Option<String>,
+    /// Why it told no more than the system knows.
+    silent: Option<String>,
 }
 
 pub(super) fn list(args: &Args, machine: &impl Machine) -> anyhow::Result<Told> {
@@ -52,8 +55,8 @@ pub(super) fn list(args: &Args, machine: &impl Machine) -> anyhow::Result<Told> 
         let facts = Facts::of(drive, &told, machine);
         let holder = holder(machine, drive, &holders);
         rows.push(facts.row(drive, holder.as_deref()));
+        notes += &facts.notes(drive, drive.has_driver(VFIO) && holder.is_some());
         shown.push(facts.json(drive, holder));
-        notes += &facts.notes(drive);
     }
     let json = json!(shown);
     if drives.is_empty() {
@@ -85,10 +88,10 @@ impl Facts {
             return Self::told(told);
         }
         let mut facts = Self::of_system(drive);
-        let asked = machine.admin(drive).and_then(|mut path| facts.ask(&mut *path));
-        if let Err(error) = asked {
-            log::debug!("{address}: {error:#}");
-        }
+        let asked = machine
+            .admin(drive)
+            .and_then(|mut path| facts.ask(&mut *path).with_context(|| address.clone()));
+        facts.silent = asked.err().map(|error| format!("{error:#}"));
         facts
     }
 
@@ -104,6 +107,7 @@ impl Facts {
             temperature_c: told.temperature_c,
             warning: told.critical_warning.map(CriticalWarning),
             state: told.state,
+            silent: None,
         }
     }
 
@@ -168,7 +172,7 @@ impl Facts {
     }
 
     /// What has to be seen at once: warnings, and a controller that does not work.
-    fn notes(&self, drive: &Drive) -> String {
+    fn notes(&self, drive: &Drive, held: bool) -> String {
         let mut notes = String::new();
         let who = format!("{} ({})", drive.address, self.serial.as_deref().unwrap_or("-"));
         if let Some(warning) = self.warning.filter(|warning| warning.any()) {
@@ -177,6 +181,10 @@ impl Facts {
         let state = self.state.as_deref().filter(|state| !matches!(*state, "live" | "ready"));
         if let Some(state) = state {
             notes += &format!("{who} is {state}\n");
+        }
+        // Who has it says enough of a drive that a daemon drives.
+        if let Some(why) = self.silent.as_deref().filter(|_| !held) {
+            notes += &format!("{why}\n");
         }
         notes
     }
