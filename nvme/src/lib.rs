@@ -10,6 +10,7 @@
 
 pub mod arena;
 pub mod conformance;
+pub mod emulated;
 pub mod hardware;
 pub mod kernel;
 pub mod pci;

@@ -6,18 +6,23 @@
 
 use crate::context::Context;
 use crate::exit::{Code, Failure};
+use crate::media::blocks::Blocks;
 use crate::media::{signature, usage};
 use crate::output;
 use anyhow::Context as _;
-use forebay_config::units;
+use forebay_config::{Nvme, units};
+use forebay_nvme::pci::PciAddress;
 use forebay_nvme::uring::UringDevice;
-use forebay_nvme::{Arena, BLOCK_BYTES, BlockQueue};
+use forebay_nvme::{Arena, BLOCK_BYTES, BlockQueue, Pool};
+use forebayd::reactor::Clock;
+use forebayd::runtime::nvme::{self, Drives, OnClock};
 use forebayd::store::format::Superblock;
 use forebayd::store::geometry::FormatOptions;
 use forebayd::store::pool::{self, Identity};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -28,7 +33,7 @@ const DEPTH: u32 = 8;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The files or block devices of the pool, in the order of the configuration
+    /// The files, block devices or PCI addresses of the pool, in the order of the configuration
     #[arg(required = true, value_name = "DEVICE")]
     devices: Vec<PathBuf>,
     /// Name a device a second time to destroy what it holds (once for each such device)
@@ -52,13 +57,18 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    check(&args)?;
     let memory = Arena::on_demand(ARENA_BYTES).context("no memory")?.pool();
+    let mut own = Own::open(&args.devices, &memory)?;
+    check(&args, &mut own)?;
     let mut queues: Vec<Box<dyn BlockQueue>> = Vec::new();
     for path in &args.devices {
-        let device = UringDevice::open(path, args.size)
-            .map_err(|error| Failure::new(Code::Refused, error.to_string()))?;
-        queues.push(Box::new(device.queue(&memory, DEPTH)?));
+        queues.push(match own.queues.remove(path) {
+            Some(queue) => queue,
+            None => {
+                let device = UringDevice::open(path, args.size).map_err(refused)?;
+                Box::new(device.queue(&memory, DEPTH)?)
+            }
+        });
     }
     let options = FormatOptions {
         shards: args.shards,
@@ -66,11 +76,52 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         ..FormatOptions::default()
     };
     let superblock = pool::format(&mut queues, &memory, &identity(args.devices.len())?, options)?;
+    // The queues go before the controllers that have them.
+    drop(queues);
+    drop(own);
     report(&superblock, &args.devices, context)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "maps an error")]
+fn refused(error: impl ToString) -> Failure {
+    Failure::new(Code::Refused, error.to_string())
+}
+
+/// The devices that are named by their PCI address: this process drives them.
+struct Own<'a> {
+    queues: BTreeMap<PathBuf, Box<dyn BlockQueue>>,
+    memory: &'a Pool,
+    _drives: Option<Drives>,
+}
+
+impl<'a> Own<'a> {
+    fn open(devices: &[PathBuf], memory: &'a Pool) -> anyhow::Result<Self> {
+        let is_address = |path: &&PathBuf| path.to_string_lossy().parse::<PciAddress>().is_ok();
+        let addresses: Vec<&PathBuf> = devices.iter().filter(is_address).collect();
+        let mut own = Self { queues: BTreeMap::new(), memory, _drives: None };
+        if addresses.is_empty() {
+            return Ok(own);
+        }
+        let clock = Clock::start();
+        let drives = Drives::start(clock).map_err(refused)?;
+        for path in addresses {
+            let drive = drives.open(&path.to_string_lossy(), &Nvme::default()).map_err(refused)?;
+            let queue = nvme::queue(&drive, memory, DEPTH).map_err(refused)?;
+            own.queues.insert(path.clone(), Box::new(OnClock::new(queue, clock)));
+        }
+        own._drives = Some(drives);
+        Ok(own)
+    }
+
+    /// What the drive holds, if it is one of these.
+    fn signature(&mut self, path: &Path) -> Option<io::Result<Option<&'static str>>> {
+        let queue = self.queues.get_mut(path)?;
+        Some(signature::find(&mut Blocks::new(queue.as_mut(), self.memory)))
+    }
+}
+
 /// Looks at every device before anything is written.
-fn check(args: &Args) -> anyhow::Result<()> {
+fn check(args: &Args, own: &mut Own<'_>) -> anyhow::Result<()> {
     if let Some(stray) = args.confirm.iter().find(|path| !args.devices.contains(path)) {
         let what = format!("--confirm {} names no device that is to be formatted", stray.display());
         return Err(Failure::new(Code::Usage, what).into());
@@ -84,7 +135,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
         if args.confirm.contains(path) {
             continue;
         }
-        refused.extend(danger(path)?.map(|danger| format!("{} {danger}", path.display())));
+        refused.extend(danger(path, own)?.map(|danger| format!("{} {danger}", path.display())));
     }
     if refused.is_empty() {
         return Ok(());
@@ -98,7 +149,11 @@ fn check(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Why a device should not be formatted, if there is a reason.
-fn danger(path: &Path) -> anyhow::Result<Option<String>> {
+fn danger(path: &Path, own: &mut Own<'_>) -> anyhow::Result<Option<String>> {
+    if let Some(found) = own.signature(path) {
+        let found = found.with_context(|| format!("cannot read {}", path.display()))?;
+        return Ok(found.map(|what| format!("holds {what}")));
+    }
     if !path.exists() {
         return Ok(None);
     }
@@ -160,6 +215,11 @@ mod tests {
         Args { devices, confirm, size: None, shards: None, segment_size: None }
     }
 
+    fn look(args: &Args) -> anyhow::Result<()> {
+        let memory = Arena::on_demand(ARENA_BYTES)?.pool();
+        check(args, &mut Own::open(&[], &memory)?)
+    }
+
     #[test]
     fn a_file_that_holds_something_is_refused_until_it_is_named_twice() {
         let folder = tempfile::tempdir().unwrap();
@@ -167,18 +227,18 @@ mod tests {
         let missing = folder.path().join("missing");
         std::fs::write(&blank, vec![0; 3 << 20]).unwrap();
         std::fs::write(&full, vec![1; 3 << 20]).unwrap();
-        check(&args(&[&blank, &missing], &[])).unwrap();
-        let error = check(&args(&[&blank, &full], &[])).unwrap_err();
+        look(&args(&[&blank, &missing], &[])).unwrap();
+        let error = look(&args(&[&blank, &full], &[])).unwrap_err();
         assert_eq!(Code::of(&error), Code::Refused);
         assert!(error.to_string().contains("full holds data of unknown kind"), "{error}");
-        check(&args(&[&blank, &full], &[&full])).unwrap();
+        look(&args(&[&blank, &full], &[&full])).unwrap();
     }
 
     #[test]
     fn a_name_that_fits_no_device_or_comes_twice_is_a_mistake() {
         let (a, b) = (Path::new("/nonexistent/a"), Path::new("/nonexistent/b"));
         for wrong in [args(&[a], &[b]), args(&[a, a], &[])] {
-            assert_eq!(Code::of(&check(&wrong).unwrap_err()), Code::Usage);
+            assert_eq!(Code::of(&look(&wrong).unwrap_err()), Code::Usage);
         }
     }
 }

@@ -57,10 +57,16 @@ pub(super) struct Doorbell {
 }
 
 impl Doorbell {
-    /// The doorbell whose register is at `offset`, the `number`th of all; both are inside of what is there.
+    /// The doorbell whose register is at `offset`, and whose shadow is in slot `number`, of a queue that is about to
+    /// be made: what an earlier queue of the same number left in its shadow is cleared, or the controller
+    /// would seem to want no word of the first entries.
     pub(super) fn new(offset: usize, number: usize, shadows: Option<Arc<Shadows>>) -> Self {
-        let known = |_: &Arc<Shadows>| number < SLOTS;
-        Self { offset, shadow: shadows.filter(known).map(|shadows| (shadows, number)) }
+        let shadow = shadows.filter(|_| number < SLOTS).map(|shadows| (shadows, number));
+        if let Some((shadows, number)) = &shadow {
+            shadows.value(*number).store(0, Release);
+            shadows.event(*number).store(0, Release);
+        }
+        Self { offset, shadow }
     }
 
     /// Tells the controller that the queue moved from `old` to `new`.

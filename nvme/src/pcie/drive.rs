@@ -18,7 +18,7 @@ use crate::spec::log::{self, SmartLog};
 use zerocopy::FromBytes;
 
 /// How long the caller of an admin command waits at most; the controller itself is bounded more tightly.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often it is looked whether a queue is there.
 const OPEN_PAUSE: Duration = Duration::from_millis(1);

@@ -47,9 +47,10 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 pub struct Options {
     /// A command that has not completed by then is aborted, in microseconds.
     pub command_timeout_us: u64,
-    /// If it still has not completed so long after that, the controller is reset, in microseconds. Also the
-    /// time that an admin command is given.
+    /// If it still has not completed so long after that, the controller is reset, in microseconds.
     pub abort_timeout_us: u64,
+    /// An admin command that has not completed by then is a reason to reset the controller, in microseconds.
+    pub admin_timeout_us: u64,
     /// A request is not tried again after so long, in microseconds.
     pub request_timeout_us: u64,
     /// The namespace to use; the first active one without it.
@@ -63,6 +64,7 @@ impl Default for Options {
         Self {
             command_timeout_us: 5_000_000,
             abort_timeout_us: 2_000_000,
+            admin_timeout_us: 15_000_000,
             request_timeout_us: 20_000_000,
             namespace: None,
             shadow_doorbells: true,

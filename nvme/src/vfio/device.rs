@@ -182,7 +182,8 @@ impl Hardware for VfioDevice {
     }
 }
 
-const NO_RESET: &str = "the platform has no way to reset the drive alone; power-cycle it, or put it into a slot of its own";
+const NO_RESET: &str = "the platform has no way to reset the drive alone; power-cycle it, or put it \
+                        into a slot of its own";
 const RESET_TAKEN: &str = "the system is removing or resetting the drive; let go of it";
 
 impl Drop for VfioDevice {

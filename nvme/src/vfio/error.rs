@@ -56,8 +56,8 @@ pub enum OpenError {
     },
     /// VFIO pretends that there is an IOMMU.
     #[error(
-        "{address}: bound without an IOMMU (`enable_unsafe_noiommu_mode`), so that it could write to all memory, which is \
-         refused; turn on VT-d or AMD-Vi in the firmware and boot Linux with `intel_iommu=on` (Intel)"
+        "{address}: bound without an IOMMU (`enable_unsafe_noiommu_mode`), so that it could write to all \
+         memory, which is refused; turn on VT-d or AMD-Vi in the firmware and boot Linux with `intel_iommu=on` (Intel)"
     )]
     NoIommuMode {
         /// The address.

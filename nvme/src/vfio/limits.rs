@@ -53,13 +53,14 @@ pub(super) fn refused(bytes: usize, source: io::Error) -> MapError {
 
 fn advice(bytes: u64, source: &io::Error, limits: Limits) -> String {
     let needed = limits.charged_bytes.saturating_add(bytes);
+    // An arena that could not be locked for the same limit will be, once it is raised, and is charged then, too.
+    let unlocked = if limits.charged_bytes < bytes { bytes } else { 0 };
+    let needed_kib = needed.saturating_add(unlocked).div_ceil(1024);
     match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOMEM) if needed > limits.limit_bytes => format!(
-            "locked memory is limited to {} KiB, and {} KiB are needed: run `ulimit -l {}` before the daemon, \
-             or put `LimitMEMLOCK={needed}` or `AmbientCapabilities=CAP_IPC_LOCK` into its systemd unit",
+            "locked memory is limited to {} KiB: run `ulimit -l {needed_kib}` before the daemon, or put \
+             `LimitMEMLOCK={needed_kib}K` or `AmbientCapabilities=CAP_IPC_LOCK` into its systemd unit",
             limits.limit_bytes >> 10,
-            needed.div_ceil(1024),
-            needed.div_ceil(1024),
         ),
         Some(Errno::ENOMEM) => "make the arena smaller or free memory".into(),
         Some(Errno::ENOSPC) => "all maps are in use: give fewer arenas, or raise \
@@ -80,13 +81,16 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_that_is_advised_counts_what_is_locked_already() {
-        let limits = Limits::from_status(STATUS, 64 << 20);
-        let text = told(Errno::ENOMEM, limits);
-        assert!(text.contains("limited to 65536 KiB, and 131072 KiB are needed"), "{text}");
-        assert!(text.contains("`ulimit -l 131072`"), "{text}");
-        assert!(text.contains("`LimitMEMLOCK=134217728`"), "{text}");
-        assert!(text.contains("CAP_IPC_LOCK"), "{text}");
+    fn the_limit_that_is_advised_is_enough_to_lock_and_to_map() {
+        for (status, limit_kib) in [(STATUS, 65536), ("VmLck: 0 kB", 8192), ("VmLck: 16 kB", 8192)]
+        {
+            let text = told(Errno::ENOMEM, Limits::from_status(status, limit_kib << 10));
+            let needed = if status.contains("16 kB") { 131_088 } else { 131_072 };
+            assert!(text.contains(&format!("limited to {limit_kib} KiB: ")), "{text}");
+            assert!(text.contains(&format!("`ulimit -l {needed}`")), "{text}");
+            assert!(text.contains(&format!("`LimitMEMLOCK={needed}K`")), "{text}");
+            assert!(text.contains("CAP_IPC_LOCK"), "{text}");
+        }
     }
 
     #[test]
@@ -101,7 +105,7 @@ mod tests {
     fn every_refusal_has_an_advice() {
         let limits = Limits::from_status("", 0);
         assert!(
-            told(Errno::ENOMEM, limits).contains("`ulimit -l 65536`"),
+            told(Errno::ENOMEM, limits).contains("`ulimit -l 131072`"),
             "a status without fields"
         );
         assert!(told(Errno::ENOSPC, limits).contains("dma_entry_limit"));

@@ -13,9 +13,9 @@
 //! What breaks it: a drive whose firmware lies about its own reset, or an IOMMU that does. A process that dies needs
 //! nothing of this: the kernel resets its drives before their memory is used for anything else.
 //!
-//! How: the drive's IOMMU group (`/dev/vfio/N`) is put into a container (`/dev/vfio/vfio`) of type 1, version 2, one for
-//! all drives; the group gives the device's file, through which configuration space is read and written, and
-//! BAR 0 is mapped. `unsafe` is in two files: system calls in `kernel`, registers in `registers`.
+//! How: the drive's IOMMU group (`/dev/vfio/N`) is put into a container (`/dev/vfio/vfio`) of type 1, version 2,
+//! one for all drives; the group gives the device's file, through which configuration space is read and
+//! written, and BAR 0 is mapped. `unsafe` is in two files: system calls in `kernel`, registers in `registers`.
 
 mod chain;
 mod config;

@@ -4,12 +4,16 @@ use super::drive::{Backing, Drive};
 use super::machine::Machine;
 use super::prepared::Prepared;
 use anyhow::Context as _;
+use nix::sys::statvfs::statvfs;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Files up to this size are kept of a test that fails: logs, and no media.
 const KEPT_BYTES: u64 = 4 << 20;
+
+/// What a test may write to all its drives together, in bytes.
+const ROOM_BYTES: u64 = 2 << 30;
 
 /// A machine that can be booted, again and again, on the same drives. See the module above.
 #[derive(Debug)]
@@ -30,8 +34,9 @@ impl Place {
     /// There is no room for its folder.
     pub fn new(prepared: &Prepared, name: &str) -> anyhow::Result<Self> {
         // In memory where that is possible: the host's disk is not what is tested.
-        let parent = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
-        let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
+        let memory = Path::new("/dev/shm");
+        let parent =
+            if free_bytes(memory) >= ROOM_BYTES { memory.to_owned() } else { std::env::temp_dir() };
         let folder = tempfile::Builder::new().prefix("forebay-vm-").tempdir_in(&parent);
         let folder = folder.with_context(|| format!("a folder in {}", parent.display()))?;
         std::fs::create_dir(folder.path().join("share"))?;
@@ -142,6 +147,11 @@ impl Drop for Place {
             Err(error) => eprintln!("the logs are lost: {error:#}"),
         }
     }
+}
+
+/// What may still be written in `folder`; nothing if it is not there.
+fn free_bytes(folder: &Path) -> u64 {
+    statvfs(folder).map_or(0, |found| found.blocks_available() * found.fragment_size())
 }
 
 /// A command that the kernel kills when the thread that started it ends, however it ends.

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails, fails here")]
 
+mod devices;
 mod devices_command;
 mod guest;
 mod kernel_driver;

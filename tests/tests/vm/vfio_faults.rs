@@ -2,8 +2,8 @@
 
 use crate::vfio::{assert_sound, bound, two_drives};
 use forebay_fabric::Status;
-use forebay_fabric::client::NamespaceId;
-use forebay_tests::vm::{Daemon, Drive, Fault, FaultEvent, Ledger, Place, sleep, wait_until};
+use forebay_fabric::client::{NamespaceId, Request};
+use forebay_tests::vm::{Daemon, Drive, Fault, FaultEvent, Ledger, Place, wait_until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -88,43 +88,39 @@ fn a_drive_that_fails_writes_loses_nothing_that_was_acknowledged() {
 fn a_drive_that_is_too_slow_is_aborted_and_serves_again() {
     let Some(place) = two_drives(Drive::file) else { return };
     let guest = place.boot().unwrap();
-    let daemon = Daemon::start(&guest, &bound(&guest).timeout_ms(1000)).unwrap();
+    let daemon = Daemon::start(&guest, &bound(&guest).timeout_ms(3000)).unwrap();
     let mut ledger = Ledger::new(80, 64 << 10, 5);
     ledger.fill(&mut daemon.pipeline().unwrap()).unwrap();
-    let of_first = |key: &u64| {
-        ledger.certain(*key).is_some_and(|value| value.len() > 8192) && locate(&place, *key).0 == 0
+    // Two blocks: at 600 bytes a second, 14 seconds. The emulated controller cannot abort anything, and
+    // a reset waits for what is under way, and the whole machine with it: it must end by itself.
+    let suits = |key: &u64| {
+        let length = ledger.certain(*key).map_or(0, |value| value.len());
+        (4097..8192).contains(&length) && locate(&place, *key).0 == 0
     };
-    let key = (0..80).find(of_first).unwrap();
-
-    // Its value takes minutes at this speed. Two retrieves: the first one passes at full speed.
-    guest.slow_down(0, 300).unwrap();
+    let name = Ledger::name((0..80).find(suits).unwrap());
+    let aborts = || daemon.process().log().matches("is late; aborting it").count();
+    let before = aborts();
     let mut slow = daemon.pipeline().unwrap();
-    let name = Ledger::name(key);
+    guest.slow_down(0, 600).unwrap();
+    // The first one passes at full speed, and what follows pays for it.
     for tag in [1, 2] {
-        let request = forebay_fabric::client::Request::retrieve(
-            NamespaceId(16),
-            name.as_bytes(),
-            0,
-            u32::MAX,
-        );
-        slow.submit(request.with_tag(tag)).unwrap();
+        let retrieve = Request::retrieve(NamespaceId(16), name.as_bytes(), 0, u32::MAX);
+        slow.submit(retrieve.with_tag(tag)).unwrap();
     }
     let mut done = Vec::new();
     wait_until("the abort", Duration::from_secs(60), || {
         slow.poll(&mut done, 10_000)?;
-        Ok(daemon.process().log().contains("is late; aborting it").then_some(()))
+        Ok((aborts() > before).then_some(()))
     })
     .unwrap();
-    sleep(Duration::from_secs(3));
     guest.speed_up(0).unwrap();
     wait_until("the end of the retrieves", Duration::from_secs(60), || {
         slow.poll(&mut done, 10_000)?;
         Ok((done.len() == 2).then_some(()))
     })
     .unwrap();
-    for ended in &done {
-        assert!([Status::Ok, Status::Device, Status::Timeout].contains(&ended.status), "{ended:?}");
-    }
+    let ended = |status| done.iter().filter(|done| done.status == status).count();
+    assert_eq!(ended(Status::Ok) + ended(Status::Device), 2, "{done:?}");
     guest.mend(0).unwrap();
     assert_sound(&ledger.audit(&mut daemon.client().unwrap()).unwrap(), 80);
     ledger.fill(&mut daemon.pipeline().unwrap()).unwrap();

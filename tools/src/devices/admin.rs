@@ -4,6 +4,9 @@
 //! are read as they are, and not believed further than they are shown.
 
 use super::drive::{Drive, KERNEL, VFIO};
+use super::holder::Holders;
+use super::machine::Machine;
+use super::own::OwnController;
 use crate::clock;
 use crate::exit::{Code, Failure};
 use crate::media::System;
@@ -47,26 +50,34 @@ pub(super) fn open(system: &System, drive: &Drive) -> anyhow::Result<Box<dyn Adm
             let opened = KernelController::open(&system.dev(&controller.name));
             opened.map(|controller| Box::new(Arc::new(controller)) as _).map_err(Into::into)
         }
-        (Some(VFIO), _) => open_vfio(drive),
+        (Some(VFIO), _) => OwnController::open(drive.address).map(|own| Box::new(own) as _),
         (driver, _) => {
             let driver = driver.unwrap_or("no driver");
-            Err(give_back(drive, &format!("with {driver} it takes no commands")))
+            let hint = format!("forebay devices unbind {} --yes", drive.address);
+            let what = format!("{driver} passes no commands on; give it to the kernel: {hint}");
+            Err(Failure::new(Code::Failure, what).into())
         }
     };
     opened.with_context(|| drive.address.to_string())
 }
 
-/// The way to a drive that is with vfio-pci.
-fn open_vfio(drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>> {
-    let what = format!(
-        "with {VFIO} only its daemon can ask it (list and smart find that by --admin SOCKET)"
-    );
-    Err(give_back(drive, &what))
-}
-
-fn give_back(drive: &Drive, what: &str) -> anyhow::Error {
-    let hint = format!("forebay devices unbind {} --yes", drive.address);
-    Failure::new(Code::Failure, format!("{what}; to give it to the kernel: {hint}")).into()
+/// The same, if no process drives the drive: nobody else can ask it then.
+pub(super) fn open_free(
+    machine: &impl Machine,
+    drive: &Drive,
+    holders: &Holders,
+) -> anyhow::Result<Box<dyn AdminPath>> {
+    if drive.has_driver(VFIO)
+        && let Some(holder) = holders.first(&drive.nodes(machine.system()))
+    {
+        let what = format!(
+            "driven by {holder}, which alone can ask it (list and smart find a daemon by --admin \
+             SOCKET)"
+        );
+        let error = anyhow::Error::new(Failure::new(Code::Failure, what));
+        return Err(error.context(drive.address.to_string()));
+    }
+    machine.admin(drive)
 }
 
 impl AdminPath for Arc<KernelController> {

@@ -52,10 +52,10 @@ pub(super) fn list(args: &Args, machine: &impl Machine) -> anyhow::Result<Told> 
     };
     let (mut rows, mut shown, mut notes) = (Vec::new(), Vec::new(), String::new());
     for drive in &drives {
-        let facts = Facts::of(drive, &told, machine);
+        let facts = Facts::of(drive, &told, &holders, machine);
         let holder = holder(machine, drive, &holders);
         rows.push(facts.row(drive, holder.as_deref()));
-        notes += &facts.notes(drive, drive.has_driver(VFIO) && holder.is_some());
+        notes += &facts.notes(drive);
         shown.push(facts.json(drive, holder));
     }
     let json = json!(shown);
@@ -76,11 +76,11 @@ fn holder(machine: &impl Machine, drive: &Drive, holders: &Holders) -> Option<St
     let used = drive.disks.iter().find_map(|disk| usage::of_disk(system, &disk.folder));
     // "is mounted on /" of a disk is "mounted on /" in its column.
     let used = used.map(|how| how.trim_start_matches("is ").to_owned());
-    used.or_else(|| nodes.iter().find_map(|node| holders.of(node)).map(ToString::to_string))
+    used.or_else(|| holders.first(&nodes).map(ToString::to_string))
 }
 
 impl Facts {
-    fn of(drive: &Drive, told: &[DaemonDrive], machine: &impl Machine) -> Self {
+    fn of(drive: &Drive, told: &[DaemonDrive], holders: &Holders, machine: &impl Machine) -> Self {
         let address = drive.address.to_string();
         if drive.has_driver(VFIO)
             && let Some(told) = told.iter().find(|told| told.pci == address)
@@ -88,8 +88,7 @@ impl Facts {
             return Self::told(told);
         }
         let mut facts = Self::of_system(drive);
-        let asked = machine
-            .admin(drive)
+        let asked = admin::open_free(machine, drive, holders)
             .and_then(|mut path| facts.ask(&mut *path).with_context(|| address.clone()));
         facts.silent = asked.err().map(|error| format!("{error:#}"));
         facts
@@ -172,7 +171,7 @@ impl Facts {
     }
 
     /// What has to be seen at once: warnings, and a controller that does not work.
-    fn notes(&self, drive: &Drive, held: bool) -> String {
+    fn notes(&self, drive: &Drive) -> String {
         let mut notes = String::new();
         let who = format!("{} ({})", drive.address, self.serial.as_deref().unwrap_or("-"));
         if let Some(warning) = self.warning.filter(|warning| warning.any()) {
@@ -182,8 +181,7 @@ impl Facts {
         if let Some(state) = state {
             notes += &format!("{who} is {state}\n");
         }
-        // Who has it says enough of a drive that a daemon drives.
-        if let Some(why) = self.silent.as_deref().filter(|_| !held) {
+        if let Some(why) = &self.silent {
             notes += &format!("{why}\n");
         }
         notes

@@ -22,6 +22,7 @@ mod identify;
 mod lba;
 mod list;
 mod machine;
+mod own;
 mod plan;
 mod smart;
 #[cfg(test)]

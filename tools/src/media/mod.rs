@@ -3,6 +3,7 @@
 //! Shared by `forebay format`, which writes over a device, and `forebay devices`, which takes it from
 //! the kernel. Both leave alone what is in use, and ask twice for what holds something.
 
+pub(crate) mod blocks;
 pub(crate) mod signature;
 pub(crate) mod usage;
 

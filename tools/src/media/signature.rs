@@ -1,7 +1,6 @@
 //! What a device holds, told by its first and last bytes.
 
 use forebayd::store::format::superblock::MAGIC as FOREBAY;
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// How much of each end is looked at, in bytes: every signature below lies in it, and so do our own
@@ -46,7 +45,7 @@ pub(crate) fn is_ours(found: &str) -> bool {
 }
 
 /// What `file` holds, or `None` if both of its ends are blank.
-pub(crate) fn find(file: &mut File) -> io::Result<Option<&'static str>> {
+pub(crate) fn find(file: &mut (impl Read + Seek)) -> io::Result<Option<&'static str>> {
     let length = file.seek(SeekFrom::End(0))?;
     let front = read(file, 0, LOOK_BYTES)?;
     for (what, at, bytes) in FRONT {
@@ -69,7 +68,7 @@ pub(crate) fn find(file: &mut File) -> io::Result<Option<&'static str>> {
     Ok((!blank).then_some("data of unknown kind"))
 }
 
-fn read(file: &mut File, from: u64, length: u64) -> io::Result<Vec<u8>> {
+fn read(file: &mut (impl Read + Seek), from: u64, length: u64) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
     file.take(length).read_to_end(&mut bytes)?;

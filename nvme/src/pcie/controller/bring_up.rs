@@ -282,7 +282,7 @@ impl<H: Hardware> Story<H> {
         let opcode = command.opcode;
         let ms = match opcode {
             opcode::admin::FORMAT_NVM => FORMAT_MS,
-            _ => self.options.abort_timeout_us / 1000,
+            _ => self.options.admin_timeout_us / 1000,
         };
         let deadline_us = self.clock.now_us() + ms * 1000;
         let timeout = Trouble::AdminTimeout { command: opcode::admin_name(opcode), ms };

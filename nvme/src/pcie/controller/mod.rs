@@ -191,6 +191,8 @@ struct Story<H: Hardware> {
     notes: Rc<Notes>,
 }
 
+/// Tries to bring a controller up that fail one behind the other, and it is given up: each may take minutes.
+const BRING_UPS_MAX: u32 = 2;
 /// More resets than this within [`RESETS_WINDOW_US`], and the controller is given up.
 const RESETS_MAX: u32 = 5;
 const RESETS_WINDOW_US: u64 = 60_000_000;
@@ -198,9 +200,12 @@ const RESETS_WINDOW_US: u64 = 60_000_000;
 impl<H: Hardware> Story<H> {
     async fn live(mut self) {
         let mut recent: Vec<u64> = Vec::new();
+        let mut failed = 0;
         loop {
             let Err(trouble) = self.session().await;
-            let again = self.after(trouble, &mut recent);
+            let was_ready = self.shared.state() == State::Ready;
+            failed = if was_ready { 0 } else { failed + 1 };
+            let again = self.after(trouble, failed, &mut recent);
             if let Err(end) = self.stop(trouble).await.and(again) {
                 self.note(end);
                 break;
@@ -223,9 +228,14 @@ impl<H: Hardware> Story<H> {
     }
 
     /// Takes note of the trouble: is it worth another try?
-    fn after(&self, trouble: Trouble, recent: &mut Vec<u64>) -> Result<(), Trouble> {
+    fn after(
+        &self,
+        trouble: Trouble,
+        failed: u32,
+        recent: &mut Vec<u64>,
+    ) -> Result<(), Trouble> {
         self.note(trouble);
-        if trouble.is_final() {
+        if trouble.is_final() || failed >= BRING_UPS_MAX {
             return Err(trouble);
         }
         let now_us = self.clock.now_us();

@@ -112,6 +112,7 @@ impl<H: Hardware> Story<H> {
         let taken = |id: &u16| self.queues.iter().any(|known| known.id == *id);
         let id = (1..=facts.queues).find(|id| !taken(id));
         let id = id.ok_or(AdminError::NoQueue { granted: facts.queues })?;
+        let [submission, completion] = self.doorbells(id);
         let ring = attach.completion;
         // No interrupt: the queue is polled.
         let command = Submission::create_completion_queue(id, ring.entries, ring.iova, None);
@@ -122,17 +123,22 @@ impl<H: Hardware> Story<H> {
             self.ok(Submission::delete_completion_queue(id)).await?;
             return Err(error);
         }
-        let stride_bytes = self.capabilities.doorbell_stride_bytes();
-        let number = 2 * usize::from(id);
-        let shadows = || self.shadows.clone();
         let registers = Arc::clone(self.registers.as_ref().ok_or(Trouble::Gone)?);
-        let offset = registers::submission_doorbell(id, stride_bytes);
-        // Shadows lie as far apart as the doorbells do.
-        let slot = |number: usize| number * stride_bytes / size_of::<u32>();
-        let submission = Doorbell::new(offset, slot(number), shadows());
-        let offset = registers::completion_doorbell(id, stride_bytes);
-        let completion = Doorbell::new(offset, slot(number + 1), shadows());
         Ok(Attached { registers, id, submission, completion })
+    }
+
+    /// The doorbells of queue `id`, which is about to be made.
+    fn doorbells(&self, id: u16) -> [Doorbell; 2] {
+        let stride_bytes = self.capabilities.doorbell_stride_bytes();
+        let offsets = [
+            registers::submission_doorbell(id, stride_bytes),
+            registers::completion_doorbell(id, stride_bytes),
+        ];
+        // Shadows lie as far apart as the doorbells do.
+        offsets.map(|offset| {
+            let slot = (offset - registers::DOORBELLS) / size_of::<u32>();
+            Doorbell::new(offset, slot, self.shadows.clone())
+        })
     }
 
     /// Has the controller forget a queue. What it refuses to forget, a reset makes it forget.

@@ -140,7 +140,9 @@ fn a_daemons_drive_is_listed_without_the_daemon_too() {
     let told = list(&machine);
     assert_eq!(cells(&told, 1)[6..], ["1", "vfio-pci", "7", "-", "-", "forebayd (pid 31)"]);
     let error = smart(&machine).unwrap_err();
-    assert!(format!("{error:#}").contains("--admin SOCKET"), "{error:#}");
+    let why = "0000:03:00.0: driven by forebayd (pid 31), which alone can ask it";
+    assert!(format!("{error:#}").starts_with(why), "{error:#}");
+    assert!(told.text.lines().nth(2).unwrap().starts_with(why), "{}", told.text);
 }
 
 #[test]
