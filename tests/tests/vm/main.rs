@@ -7,6 +7,7 @@
 
 mod devices;
 mod figures;
+mod devices_command;
 mod guest;
 mod kernel_driver;
 mod vfio;
