@@ -79,7 +79,8 @@ impl Counted {
     }
 
     fn poll(&mut self) -> usize {
-        let (queue, now_us, mut ended) = (&mut self.rig.queue, self.rig.now_us(), 0);
+        let (now_us, mut ended) = (self.rig.now_us(), 0);
+        let queue = &mut self.rig.queue;
         let info = allocation_counter::measure(|| ended = queue.poll(now_us, &mut self.done));
         self.allocations += info.count_total;
         ended

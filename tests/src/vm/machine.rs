@@ -22,7 +22,7 @@ const BOOT: Duration = Duration::from_secs(180);
 /// How long a short command may take.
 const COMMAND: Duration = Duration::from_secs(120);
 /// How long a controller may take to come or go.
-const HOTPLUG: Duration = Duration::from_secs(60);
+const HOTPLUG: Duration = Duration::from_secs(180);
 /// Ports in a row that lead into the guest.
 const PORTS: u16 = 4;
 
