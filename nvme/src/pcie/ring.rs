@@ -180,7 +180,7 @@ mod tests {
                 slot[0].store(lap, Relaxed);
                 slot[1].store(phase | at as u64, Release);
                 assert_eq!(ring.pop(), Some([lap, phase | at as u64]));
-                assert_eq!(ring.commit().is_some(), true, "told before it runs out");
+                assert!(ring.commit().is_some(), "told before it runs out");
             }
             phase ^= PHASE;
         }
