@@ -68,6 +68,8 @@ if [ ! -d busybox ] || [ ! -s kernel-package ]; then
         fi
     fi
     unpack "$package" kernel
+    # Where /lib is a part of /usr, newer packages say so.
+    [ -d kernel/lib ] || ln -s usr/lib kernel/lib
     depmod -b kernel "${package#linux-image-}"
     unpack busybox-static busybox
     echo "$package" >kernel-package

@@ -42,14 +42,14 @@ pub fn smart_of(reply: &AdminReply) -> Option<SmartLog> {
 pub struct Drive<R: Registers> {
     pub(super) shared: Arc<Shared<R>>,
     pub(super) dma: Arc<dyn Dma>,
-    pub(super) facts: Facts,
+    pub(super) facts: Arc<Facts>,
     pub(super) options: Options,
 }
 
 impl<R: Registers> Clone for Drive<R> {
     fn clone(&self) -> Self {
         let Self { shared, dma, facts, options } = self;
-        let (shared, dma, facts) = (Arc::clone(shared), Arc::clone(dma), facts.clone());
+        let (shared, dma, facts) = (Arc::clone(shared), Arc::clone(dma), Arc::clone(facts));
         Self { shared, dma, facts, options: *options }
     }
 }

@@ -43,7 +43,7 @@ impl Drive {
         Self { backing: Backing::Volatile, ..Self::file(bytes) }
     }
 
-    /// A drive that costs nothing and reads as zeros.
+    /// A drive that costs nothing, for measuring: a read leaves in the buffer whatever was there.
     #[must_use]
     pub fn null(bytes: u64) -> Self {
         Self { backing: Backing::Null, ..Self::file(bytes) }
@@ -87,7 +87,7 @@ impl Drive {
                 "driver": "nbd", "node-name": name, "server": { "type": "unix", "path": media }
             }),
             Backing::Null => json!({
-                "driver": "null-co", "node-name": name, "size": self.bytes, "read-zeroes": true
+                "driver": "null-co", "node-name": name, "size": self.bytes
             }),
         }
     }
@@ -121,7 +121,9 @@ pub(super) fn root_port_address(number: usize) -> String {
 
 /// The node that the controller reads and writes, on top of `below`.
 pub(super) fn top(number: usize, below: &str) -> Value {
-    json!({ "driver": "raw", "node-name": top_node(number), "file": below })
+    json!({
+        "driver": "raw", "node-name": top_node(number), "file": below, "discard": "unmap"
+    })
 }
 
 pub(super) fn file_node(number: usize) -> String {

@@ -64,6 +64,10 @@ impl Prepared {
         self.folder.join("initramfs")
     }
 
+    pub(super) fn modules(&self) -> PathBuf {
+        self.folder.join("kernel/lib/modules")
+    }
+
     pub(super) fn agent(&self) -> &Path {
         &self.agent
     }

@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails, fails here")]
 
 mod devices;
+mod devices_command;
+mod figures;
 mod guest;
 mod kernel_driver;
 mod vfio;

@@ -4,14 +4,18 @@
 //! are read as they are, and not believed further than they are shown.
 
 use super::drive::{Drive, KERNEL, VFIO};
+use super::holder::Holders;
+use super::machine::Machine;
 use super::own::OwnController;
 use crate::clock;
 use crate::exit::{Code, Failure};
 use crate::media::System;
+use anyhow::Context as _;
 use forebay_nvme::kernel::KernelController;
 use forebay_nvme::spec::command::{ALL_NAMESPACES, Data, Submission};
 use forebay_nvme::spec::identify::{ActiveNamespaces, IdentifyController, IdentifyNamespace};
 use forebay_nvme::spec::log::{self, ErrorLogEntry, SmartLog};
+use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -41,65 +45,64 @@ pub(super) trait AdminPath {
 
 /// The way to `drive`, by its driver.
 pub(super) fn open(system: &System, drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>> {
-    let address = drive.address;
-    match (drive.driver.as_deref(), &drive.controller) {
+    let opened = match (drive.driver.as_deref(), &drive.controller) {
         (Some(KERNEL), Some(controller)) => {
-            Ok(Box::new(KernelController::open(&system.dev(&controller.name))?))
+            let opened = KernelController::open(&system.dev(&controller.name));
+            opened.map(|controller| Box::new(Arc::new(controller)) as _).map_err(Into::into)
         }
-        (Some(VFIO), _) => Ok(Box::new(OwnController::open(address)?)),
+        (Some(VFIO), _) => OwnController::open(drive.address).map(|own| Box::new(own) as _),
         (driver, _) => {
             let driver = driver.unwrap_or("no driver");
-            let what = format!(
-                "{address} is with {driver}, which takes no commands; give it to the kernel: \
-                 forebay devices unbind {address} --yes"
-            );
+            let hint = format!("forebay devices unbind {} --yes", drive.address);
+            let what = format!("{driver} passes no commands on; give it to the kernel: {hint}");
             Err(Failure::new(Code::Failure, what).into())
         }
-    }
+    };
+    opened.with_context(|| drive.address.to_string())
 }
 
-impl AdminPath for KernelController {
+/// The same, if no process drives the drive: nobody else can ask it then.
+pub(super) fn open_free(
+    machine: &impl Machine,
+    drive: &Drive,
+    holders: &Holders,
+) -> anyhow::Result<Box<dyn AdminPath>> {
+    if drive.has_driver(VFIO)
+        && let Some(holder) = holders.first(&drive.nodes(machine.system()))
+    {
+        let what = format!(
+            "driven by {holder}, which alone can ask it (list and smart find a daemon by --admin \
+             SOCKET)"
+        );
+        let error = anyhow::Error::new(Failure::new(Code::Failure, what));
+        return Err(error.context(drive.address.to_string()));
+    }
+    machine.admin(drive)
+}
+
+impl AdminPath for Arc<KernelController> {
     fn admin(&mut self, command: Submission, data: &mut [u8]) -> anyhow::Result<u32> {
-        Ok(Self::admin(self, &command, data)?)
+        Ok(KernelController::admin(self, &command, data)?)
     }
 
+    /// The kernel's call blocks, so it has a thread of its own; other commands pass it.
     fn admin_long(
         &mut self,
         command: Submission,
         meanwhile: &mut dyn FnMut(&mut dyn AdminPath),
     ) -> anyhow::Result<u32> {
-        let sender = &*self;
-        let done = std::thread::scope(|scope| {
-            let sent = scope.spawn(move || sender.admin_within(&command, &mut [], LONG_MS));
-            while !sent.is_finished() {
-                clock::sleep(LOOK);
-                if !sent.is_finished() {
-                    meanwhile(&mut Borrowed(sender));
-                }
+        let sender = Self::clone(self);
+        let sent = std::thread::spawn(move || sender.admin_within(&command, &mut [], LONG_MS));
+        while !sent.is_finished() {
+            clock::sleep(LOOK);
+            if !sent.is_finished() {
+                meanwhile(self);
             }
-            sent.join()
-        });
-        match done {
+        }
+        match sent.join() {
             Ok(result) => Ok(result?),
             Err(panic) => std::panic::resume_unwind(panic),
         }
-    }
-}
-
-/// The same controller, beside a long command.
-struct Borrowed<'a>(&'a KernelController);
-
-impl AdminPath for Borrowed<'_> {
-    fn admin(&mut self, command: Submission, data: &mut [u8]) -> anyhow::Result<u32> {
-        Ok(self.0.admin(&command, data)?)
-    }
-
-    fn admin_long(
-        &mut self,
-        command: Submission,
-        _meanwhile: &mut dyn FnMut(&mut dyn AdminPath),
-    ) -> anyhow::Result<u32> {
-        Ok(self.0.admin_within(&command, &mut [], LONG_MS)?)
     }
 }
 

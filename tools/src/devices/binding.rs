@@ -81,7 +81,7 @@ pub(super) fn unbind(args: &UnbindArgs, machine: &mut impl Machine) -> anyhow::R
     for drive in drives(&args.addresses, machine)? {
         let address = drive.address;
         let nodes = drive.nodes(machine.system());
-        let holder = nodes.iter().find_map(|node| holders.of(node));
+        let holder = holders.first(&nodes);
         match (plan::unbind(machine.system(), &drive), holder) {
             (Err(why), _) => refused.push(format!("{address} {why}")),
             (Ok(_), Some(holder)) if drive.has_driver(super::drive::VFIO) => {

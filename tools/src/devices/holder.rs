@@ -55,6 +55,11 @@ impl Holders {
         }
     }
 
+    /// The first that has any of `paths` open.
+    pub(super) fn first(&self, paths: &[PathBuf]) -> Option<&Holder> {
+        paths.iter().find_map(|path| self.of(path))
+    }
+
     /// The first that has `path` open.
     pub(super) fn of(&self, path: &Path) -> Option<&Holder> {
         self.by_path.get(path)?.first()

@@ -4,6 +4,7 @@ use super::admin::{self, AdminPath};
 use super::binding::Told;
 use super::drive::Drive;
 use super::fields::{Field, hex, object};
+use super::holder::Holders;
 use super::machine::Machine;
 use crate::output;
 use forebay_nvme::pci::PciAddress;
@@ -24,7 +25,8 @@ pub(crate) struct Args {
 
 pub(super) fn identify(args: &Args, machine: &impl Machine) -> anyhow::Result<Told> {
     let drive = Drive::at(machine.system(), args.address)?;
-    let mut path = machine.admin(&drive)?;
+    let holders = Holders::scan(machine.system());
+    let mut path = admin::open_free(machine, &drive, &holders)?;
     let controller = admin::identify_controller(&mut *path)?;
     let namespaces = namespaces(&mut *path)?;
     let shown: Vec<Value> =

@@ -13,6 +13,7 @@ use super::machine::Machine;
 use super::smart::{names, warning_text};
 use crate::media::usage;
 use crate::output;
+use anyhow::Context as _;
 use forebay_nvme::BLOCK_BYTES;
 use forebay_nvme::spec::log::CriticalWarning;
 use serde_json::{Value, json};
@@ -38,6 +39,8 @@ struct Facts {
     temperature_c: Option<i32>,
     warning: Option<CriticalWarning>,
     state: Option<String>,
+    /// Why it told no more than the system knows.
+    silent: Option<String>,
 }
 
 pub(super) fn list(args: &Args, machine: &impl Machine) -> anyhow::Result<Told> {
@@ -49,11 +52,11 @@ pub(super) fn list(args: &Args, machine: &impl Machine) -> anyhow::Result<Told> 
     };
     let (mut rows, mut shown, mut notes) = (Vec::new(), Vec::new(), String::new());
     for drive in &drives {
-        let facts = Facts::of(drive, &told, machine);
+        let facts = Facts::of(drive, &told, &holders, machine);
         let holder = holder(machine, drive, &holders);
         rows.push(facts.row(drive, holder.as_deref()));
-        shown.push(facts.json(drive, holder));
         notes += &facts.notes(drive);
+        shown.push(facts.json(drive, holder));
     }
     let json = json!(shown);
     if drives.is_empty() {
@@ -73,11 +76,11 @@ fn holder(machine: &impl Machine, drive: &Drive, holders: &Holders) -> Option<St
     let used = drive.disks.iter().find_map(|disk| usage::of_disk(system, &disk.folder));
     // "is mounted on /" of a disk is "mounted on /" in its column.
     let used = used.map(|how| how.trim_start_matches("is ").to_owned());
-    used.or_else(|| nodes.iter().find_map(|node| holders.of(node)).map(ToString::to_string))
+    used.or_else(|| holders.first(&nodes).map(ToString::to_string))
 }
 
 impl Facts {
-    fn of(drive: &Drive, told: &[DaemonDrive], machine: &impl Machine) -> Self {
+    fn of(drive: &Drive, told: &[DaemonDrive], holders: &Holders, machine: &impl Machine) -> Self {
         let address = drive.address.to_string();
         if drive.has_driver(VFIO)
             && let Some(told) = told.iter().find(|told| told.pci == address)
@@ -85,10 +88,9 @@ impl Facts {
             return Self::told(told);
         }
         let mut facts = Self::of_system(drive);
-        let asked = machine.admin(drive).and_then(|mut path| facts.ask(&mut *path));
-        if let Err(error) = asked {
-            log::debug!("{address}: {error:#}");
-        }
+        let asked = admin::open_free(machine, drive, holders)
+            .and_then(|mut path| facts.ask(&mut *path).with_context(|| address.clone()));
+        facts.silent = asked.err().map(|error| format!("{error:#}"));
         facts
     }
 
@@ -104,6 +106,7 @@ impl Facts {
             temperature_c: told.temperature_c,
             warning: told.critical_warning.map(CriticalWarning),
             state: told.state,
+            silent: None,
         }
     }
 
@@ -177,6 +180,9 @@ impl Facts {
         let state = self.state.as_deref().filter(|state| !matches!(*state, "live" | "ready"));
         if let Some(state) = state {
             notes += &format!("{who} is {state}\n");
+        }
+        if let Some(why) = &self.silent {
+            notes += &format!("{why}\n");
         }
         notes
     }

@@ -5,6 +5,7 @@ use super::binding::Told;
 use super::daemon::{self, DaemonDrive};
 use super::drive::{Drive, VFIO};
 use super::fields::object;
+use super::holder::Holders;
 use super::machine::Machine;
 use crate::output;
 use forebay_nvme::pci::PciAddress;
@@ -34,7 +35,8 @@ pub(super) fn smart(args: &Args, machine: &impl Machine) -> anyhow::Result<Told>
             return Ok(of_daemon(&told));
         }
     }
-    let mut path = machine.admin(&drive)?;
+    let holders = Holders::scan(machine.system());
+    let mut path = admin::open_free(machine, &drive, &holders)?;
     let health = admin::smart(&mut *path)?;
     // Health is known even where a drive keeps no error log.
     let entries = admin::identify_controller(&mut *path)?.error_log_entries().min(ERRORS_MAX);

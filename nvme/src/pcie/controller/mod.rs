@@ -156,7 +156,7 @@ impl<H: Hardware> Controller<H> {
     /// A handle for those who want queues, once it has been ready.
     #[must_use]
     pub fn drive(&self) -> Option<Drive<H::Registers>> {
-        let facts = self.shared.facts.get()?.clone();
+        let facts = Arc::new(self.shared.facts.get()?.clone());
         let (shared, dma) = (Arc::clone(&self.shared), Arc::clone(&self.dma));
         Some(Drive { shared, dma, facts, options: self.options })
     }
@@ -228,12 +228,7 @@ impl<H: Hardware> Story<H> {
     }
 
     /// Takes note of the trouble: is it worth another try?
-    fn after(
-        &self,
-        trouble: Trouble,
-        failed: u32,
-        recent: &mut Vec<u64>,
-    ) -> Result<(), Trouble> {
+    fn after(&self, trouble: Trouble, failed: u32, recent: &mut Vec<u64>) -> Result<(), Trouble> {
         self.note(trouble);
         if trouble.is_final() || failed >= BRING_UPS_MAX {
             return Err(trouble);

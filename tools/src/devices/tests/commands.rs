@@ -92,6 +92,7 @@ fn a_drive_that_does_not_answer_is_listed_by_what_the_system_knows() {
     assert_eq!(row[1..6], ["A?[2J B", "S3", "1.0", "4.00 MiB", "4096"]);
     assert_eq!(row[9..], ["-", "-", "-"]);
     assert_eq!(told.text.lines().nth(2), Some("0000:03:00.0 (S3) is dead"));
+    assert_eq!(told.text.lines().nth(3), Some("0000:03:00.0: it does not answer"));
 }
 
 #[test]
@@ -139,7 +140,9 @@ fn a_daemons_drive_is_listed_without_the_daemon_too() {
     let told = list(&machine);
     assert_eq!(cells(&told, 1)[6..], ["1", "vfio-pci", "7", "-", "-", "forebayd (pid 31)"]);
     let error = smart(&machine).unwrap_err();
-    assert!(error.to_string().contains("--admin"), "{error}");
+    let why = "0000:03:00.0: driven by forebayd (pid 31), which alone can ask it";
+    assert!(format!("{error:#}").starts_with(why), "{error:#}");
+    assert!(told.text.lines().nth(2).unwrap().starts_with(why), "{}", told.text);
 }
 
 #[test]
