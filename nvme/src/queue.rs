@@ -44,6 +44,7 @@ impl Geometry {
     ///
     /// # Errors
     /// [`BlockError::Invalid`] or [`BlockError::Unsupported`].
+    #[inline]
     pub fn check(&self, operation: &Operation) -> Result<(), BlockError> {
         let inside = |first: u64, blocks: u64| {
             blocks > 0 && first.checked_add(blocks).is_some_and(|end| end <= self.blocks)
@@ -154,6 +155,7 @@ pub struct Request {
 impl Request {
     /// Ends the request: its tag and its buffer go back to whoever submitted it.
     #[must_use]
+    #[inline]
     pub fn end(self, result: Result<(), BlockError>) -> Completion {
         let buffer = match self.operation {
             Operation::Read { buffer, .. }

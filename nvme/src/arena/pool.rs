@@ -109,6 +109,7 @@ impl DmaBuf {
     }
 
     /// Its first address, without a borrow of its content: a device may be writing there.
+    #[inline]
     pub(crate) fn as_shared_ptr(&self) -> *const u8 {
         self.address.as_ptr()
     }
@@ -117,6 +118,7 @@ impl DmaBuf {
 impl Deref for DmaBuf {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: `address..+bytes` lies in the mapping, which `pool` keeps alive. It is
         // initialised: anonymous memory begins as zeroes. No other reference to it exists: the
@@ -127,6 +129,7 @@ impl Deref for DmaBuf {
 }
 
 impl DerefMut for DmaBuf {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`; and `&mut self` makes this the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.bytes) }

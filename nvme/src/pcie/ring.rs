@@ -43,8 +43,7 @@ impl SubmissionRing {
     /// Writes the next entry. The controller sees it when the doorbell rings.
     #[inline]
     pub(super) fn push(&mut self, entry: [u64; SQE_WORDS]) {
-        let at = self.tail as usize * SQE_WORDS;
-        let slot = &self.memory.words()[at..at + SQE_WORDS];
+        let slot = &self.memory.words().as_chunks::<SQE_WORDS>().0[self.tail as usize];
         for (word, value) in slot.iter().zip(entry) {
             word.store(value, Relaxed);
         }
@@ -106,8 +105,7 @@ impl CompletionRing {
     /// Takes the next entry, if the controller has written one: its two words.
     #[inline]
     pub(super) fn pop(&mut self) -> Option<[u64; CQE_WORDS]> {
-        let at = self.head as usize * CQE_WORDS;
-        let slot = &self.memory.words()[at..at + CQE_WORDS];
+        let slot = &self.memory.words().as_chunks::<CQE_WORDS>().0[self.head as usize];
         // The phase bit says that the entry is whole: what is read after it is behind it.
         let last = slot[1].load(Acquire);
         if last & PHASE != self.phase {

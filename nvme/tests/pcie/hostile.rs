@@ -50,14 +50,19 @@ struct Flying {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Read,
-    Write { stamp: u64, fua: bool },
+    Write {
+        stamp: u64,
+        fua: bool,
+    },
     Zeroes,
     Discard,
     /// With what it expects.
     Compare,
     Verify,
     /// Writes that had completed when it was submitted.
-    Flush { generation: u64 },
+    Flush {
+        generation: u64,
+    },
 }
 
 /// A drive, a queue on it, and what is known of its blocks.
@@ -99,9 +104,8 @@ impl Run<'_> {
     fn submit(&mut self, tag: u64) {
         let blocks = self.rng.u64(1..=12);
         let first = self.rng.u64(..=BLOCKS - blocks);
-        let busy = |flying: &Flying| {
-            flying.first < first + blocks && first < flying.first + flying.blocks
-        };
+        let busy =
+            |flying: &Flying| flying.first < first + blocks && first < flying.first + flying.blocks;
         if self.flying.values().any(busy) {
             return;
         }

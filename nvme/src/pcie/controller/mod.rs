@@ -228,12 +228,7 @@ impl<H: Hardware> Story<H> {
     }
 
     /// Takes note of the trouble: is it worth another try?
-    fn after(
-        &self,
-        trouble: Trouble,
-        failed: u32,
-        recent: &mut Vec<u64>,
-    ) -> Result<(), Trouble> {
+    fn after(&self, trouble: Trouble, failed: u32, recent: &mut Vec<u64>) -> Result<(), Trouble> {
         self.note(trouble);
         if trouble.is_final() || failed >= BRING_UPS_MAX {
             return Err(trouble);

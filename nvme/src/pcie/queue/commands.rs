@@ -64,14 +64,10 @@ impl Commands {
         Self { places: numbers.clone().map(blank).collect(), free: numbers.rev().collect() }
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.free.is_empty()
-    }
-
-    /// A new command, which is with the device from now on. The caller has checked that there is a place.
+    /// A new command, which is with the device from now on. `None`: there is no place.
     #[inline]
-    pub(super) fn insert(&mut self, request: u16, offset: u64, blocks: u32) -> u16 {
-        let place = self.free.pop().expect("there is a place");
+    pub(super) fn insert(&mut self, request: u16, offset: u64, blocks: u32) -> Option<u16> {
+        let place = self.free.pop()?;
         let command = &mut self.places[usize::from(place)];
         let cid = command.cid;
         *command = Command {
@@ -84,7 +80,7 @@ impl Commands {
             place: Where::Device,
             since_us: None,
         };
-        cid
+        Some(cid)
     }
 
     /// The command that the device completes with this identifier, if it has one of that name.
@@ -131,12 +127,12 @@ mod tests {
     #[test]
     fn a_completion_that_comes_twice_or_late_is_known() {
         let mut commands = Commands::new(3);
-        let first = commands.insert(7, 0, 1);
+        let first = commands.insert(7, 0, 1).unwrap();
         assert!(commands.completed(first).is_some_and(|command| command.request == 7));
         commands.remove(first);
         assert!(commands.completed(first).is_none(), "twice");
         for _ in 0..63 {
-            let cid = commands.insert(1, 0, 1);
+            let cid = commands.insert(1, 0, 1).unwrap();
             assert_ne!(cid, first, "the same name within a generation");
             assert!(commands.completed(first).is_none(), "late");
             commands.remove(cid);
@@ -147,8 +143,9 @@ mod tests {
     #[test]
     fn names_in_use_are_different_and_places_come_back() {
         let mut commands = Commands::new(PLACES_MAX);
-        let mut names: Vec<u16> = (0..PLACES_MAX).map(|_| commands.insert(0, 0, 1)).collect();
-        assert!(commands.is_full());
+        let mut names: Vec<u16> =
+            (0..PLACES_MAX).map(|_| commands.insert(0, 0, 1).unwrap()).collect();
+        assert_eq!(commands.insert(0, 0, 1), None, "full");
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len() as u32, PLACES_MAX);

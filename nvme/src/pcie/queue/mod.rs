@@ -28,7 +28,7 @@ use crate::spec::status::Status;
 use crate::{BlockError, BlockQueue, Completion, Geometry, Operation, Pool, Request};
 use commands::{Commands, PLACES_MAX};
 use encode::Encoder;
-use requests::Requests;
+use requests::{Pending, Requests};
 
 /// Bytes of a submission queue entry.
 const SQE_BYTES: usize = 64;
@@ -187,27 +187,11 @@ impl<R: Registers> Queue<R> {
         }
     }
 
-    /// Makes commands of what is left of a request. `false`: there is no room for all of them now.
-    #[inline]
-    fn issue(&mut self, place: u16) -> bool {
-        let pending = self.requests.get_mut(place);
-        while pending.issued < pending.blocks {
-            if self.commands.is_full() {
-                return false;
-            }
-            let (operation, offset) = (&pending.request.operation, pending.issued);
-            let blocks = self.encoder.piece(operation, offset, pending.blocks - offset);
-            let cid = self.commands.insert(place, offset, blocks);
-            self.submission.push(self.encoder.entry(operation, cid, offset, blocks));
-            pending.issued += u64::from(blocks);
-            pending.running += 1;
-        }
-        true
-    }
-
+    #[cold]
     fn issue_todo(&mut self) {
         while let Some(place) = self.todo.front().copied() {
-            if !self.issue(place) {
+            let pending = self.requests.get_mut(place);
+            if !issue(place, pending, &mut self.commands, &self.encoder, &mut self.submission) {
                 return;
             }
             self.todo.pop_front();
@@ -224,41 +208,65 @@ impl<R: Registers> Queue<R> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn reap(&mut self, completions: &mut Vec<Completion>) {
+        let mut news = false;
         while completions.len() < completions.capacity()
             && let Some([_, last]) = self.completion.pop()
         {
+            news = true;
             // The last word: SQ head, SQ identifier, CID, phase, status.
             let (cid, status) = ((last >> 32) as u16, (last >> 49) as u16);
-            match self.complete(cid, status) {
-                Ok(completion) => completions.extend(completion),
-                Err(Unknown) => return self.ask_for_reset("it completes an unknown command"),
+            let done = self.complete(cid, status, |completion| completions.push(completion));
+            if let Err(Unknown) = done {
+                return self.ask_for_reset("it completes an unknown command");
             }
         }
-        if let Some(attached) = &self.attached
+        if news
+            && let Some(attached) = &self.attached
             && let Some((old, new)) = self.completion.commit()
         {
             attached.completion.ring(&*attached.registers, old, new);
         }
     }
 
-    /// A command has completed. The request's end, if it was its last.
-    #[inline]
-    fn complete(&mut self, cid: u16, status: u16) -> Result<Option<Completion>, Unknown> {
+    /// A command has completed; `hand_over` gets the request's end, if it was its last. (That is a call and no
+    /// result, because a completion that is returned through here is copied each time.)
+    #[inline(always)]
+    fn complete(
+        &mut self,
+        cid: u16,
+        status: u16,
+        mut hand_over: impl FnMut(Completion),
+    ) -> Result<(), Unknown> {
         let command = self.commands.completed(cid).ok_or(Unknown)?;
         if !Status(status).ok() {
-            return Ok(self.refused(cid, Status(status)));
+            self.refused(cid, Status(status)).into_iter().for_each(hand_over);
+            return Ok(());
         }
         let place = command.request;
         self.commands.remove(cid);
-        let pending = self.requests.get_mut(place);
-        pending.running -= 1;
-        if !pending.is_over() {
-            return Ok(None);
+        if let Some(completion) = self.requests.one_over(place) {
+            hand_over(completion);
         }
-        let pending = self.requests.remove(place);
-        Ok(Some(pending.request.end(pending.result)))
+        Ok(())
+    }
+
+    /// Hands over what has ended without the device.
+    #[cold]
+    fn hand_over(&mut self, completions: &mut Vec<Completion>) {
+        let room = completions.capacity() - completions.len();
+        completions.extend(self.ended.drain(..room.min(self.ended.len())));
+    }
+
+    /// Submits what had no room before, and what is to be tried again.
+    #[cold]
+    fn catch_up(&mut self) {
+        self.issue_todo();
+        if self.waiting > 0 {
+            self.try_again();
+        }
+        self.ring_submission();
     }
 }
 
@@ -269,15 +277,19 @@ impl<R: Registers> BlockQueue for Queue<R> {
 
     #[inline]
     fn submit(&mut self, request: Request) -> Result<(), Request> {
-        if self.in_flight() == self.geometry.depth as usize {
+        // Those that have ended and were not handed over are in flight, too.
+        if self.requests.free() == self.ended.len() {
             return Err(request);
         }
-        if let Some(result) = self.verdict_at_once(&request.operation) {
-            self.ended.push_back(request.end(result));
+        let checked = self.geometry.check(&request.operation);
+        if checked.is_err() || !self.is_plain(&request.operation) {
+            self.submit_any(request, checked);
             return Ok(());
         }
-        let place = self.requests.insert(request);
-        if self.phase != Phase::Open || !self.todo.is_empty() || !self.issue(place) {
+        let Self { commands, encoder, submission, .. } = self;
+        let (plan, buffer) = encoder.plan(request.operation);
+        let (place, pending) = self.requests.insert(request.tag, plan, buffer);
+        if !issue(place, pending, commands, encoder, submission) {
             self.todo.push_back(place);
         }
         Ok(())
@@ -290,21 +302,15 @@ impl<R: Registers> BlockQueue for Queue<R> {
         if self.link.load() != self.seen {
             self.heed();
         }
-        while completions.len() < completions.capacity()
-            && let Some(completion) = self.ended.pop_front()
-        {
-            completions.push(completion);
+        if !self.ended.is_empty() {
+            self.hand_over(completions);
         }
         if self.phase == Phase::Open {
             self.ring_submission();
             self.reap(completions);
-            if !self.todo.is_empty() {
-                self.issue_todo();
+            if self.waiting + self.todo.len() > 0 {
+                self.catch_up();
             }
-            if self.waiting > 0 {
-                self.try_again();
-            }
-            self.ring_submission();
         }
         // A budget that was used up says that there is more to reap: nothing is called late then.
         if now_us >= self.next_scan_us && completions.len() < completions.capacity() {
@@ -319,13 +325,43 @@ impl<R: Registers> BlockQueue for Queue<R> {
 }
 
 impl<R: Registers> Queue<R> {
-    /// How the request ends, if that needs no device.
-    #[inline]
-    fn verdict_at_once(&self, operation: &Operation) -> Option<Result<(), BlockError>> {
-        if let Err(error) = self.geometry.check(operation) {
-            return Some(Err(error));
+    /// A transfer, and nothing stands before it.
+    #[inline(always)]
+    fn is_plain(&self, operation: &Operation) -> bool {
+        let reached = match operation {
+            Operation::Read { buffer, .. }
+            | Operation::Write { buffer, .. }
+            | Operation::Compare { buffer, .. } => self.encoder.reaches(buffer),
+            _ => false,
+        };
+        reached && self.phase == Phase::Open && self.todo.is_empty()
+    }
+
+    /// Takes a request of any kind, in any phase.
+    #[cold]
+    fn submit_any(&mut self, request: Request, checked: Result<(), BlockError>) {
+        if let Some(result) = self.verdict_at_once(&request.operation, checked) {
+            return self.ended.push_back(request.end(result));
         }
+        let Self { commands, encoder, submission, .. } = self;
+        let (plan, buffer) = encoder.plan(request.operation);
+        let (place, pending) = self.requests.insert(request.tag, plan, buffer);
+        if self.phase != Phase::Open
+            || !self.todo.is_empty()
+            || !issue(place, pending, commands, encoder, submission)
+        {
+            self.todo.push_back(place);
+        }
+    }
+
+    /// How the request ends, if that needs no device.
+    fn verdict_at_once(
+        &self,
+        operation: &Operation,
+        checked: Result<(), BlockError>,
+    ) -> Option<Result<(), BlockError>> {
         match operation {
+            _ if checked.is_err() => Some(checked),
             Operation::Read { buffer, .. }
             | Operation::Write { buffer, .. }
             | Operation::Compare { buffer, .. }
@@ -338,6 +374,27 @@ impl<R: Registers> Queue<R> {
             _ => None,
         }
     }
+}
+
+/// Makes commands of what is left of the request at `place`. `false`: there is no room for all of them now.
+#[inline(always)]
+fn issue(
+    place: u16,
+    pending: &mut Pending,
+    commands: &mut Commands,
+    encoder: &Encoder,
+    submission: &mut SubmissionRing,
+) -> bool {
+    let plan = &pending.plan;
+    while pending.issued < plan.blocks {
+        let offset = pending.issued;
+        let blocks = encoder.piece(plan, offset, plan.blocks - offset);
+        let Some(cid) = commands.insert(place, offset, blocks) else { return false };
+        encoder.push(submission, plan, cid, (offset, blocks));
+        pending.issued += u64::from(blocks);
+        pending.running += 1;
+    }
+    true
 }
 
 /// One range for each command of a discard.

@@ -12,7 +12,7 @@ use crate::hardware::Registers;
 use crate::pcie::error::Trouble;
 use crate::pcie::link::{Gate, Message};
 use crate::spec::status::{Status, generic};
-use crate::{BlockError, Completion, Operation};
+use crate::{BlockError, Completion};
 
 impl<R: Registers> Queue<R> {
     /// A command ended with an error: it is tried again later, or its request fails.
@@ -21,7 +21,7 @@ impl<R: Registers> Queue<R> {
         let command = self.commands.completed(cid)?;
         let (place, tries) = (command.request, command.tries);
         let pending = self.requests.get_mut(place);
-        let operation = &pending.request.operation;
+        let failure = pending.plan.failure;
         let delay_us = match status.retry_delay() {
             0 => 0,
             index => self.retry_delays_us[usize::from(index) - 1],
@@ -30,35 +30,30 @@ impl<R: Registers> Queue<R> {
         log::debug!("{}: {status} on try {}", self.shared.name, tries + 1);
         if pending.result.is_ok()
             && pending.has_time(at_us)
-            && verdict::may_try_again(status, operation, tries)
+            && verdict::may_try_again(status, failure, tries)
         {
             command.place = Where::Waiting(at_us);
             self.waiting += 1;
             return None;
         }
-        let error = verdict::error(status, operation);
+        let error = verdict::error(status, failure);
         log::warn!("{}: a request failed: {status} ({error})", self.shared.name);
         self.commands.remove(cid);
         self.fail(place, error)
     }
 
-    /// One of the request's commands is over, and failed. Its end, if nothing of it is under way.
+    /// One of the request's commands is over, and failed. The request's end, if nothing of it is under way.
     fn fail(&mut self, place: u16, error: BlockError) -> Option<Completion> {
-        self.requests.get_mut(place).running -= 1;
         self.condemn(place, error);
-        if !self.requests.get_mut(place).is_over() {
-            return None;
-        }
-        let pending = self.requests.remove(place);
-        Some(pending.request.end(pending.result))
+        self.requests.one_over(place)
     }
 
     /// The request will end so, and no more commands are made of it.
     fn condemn(&mut self, place: u16, error: BlockError) {
         let pending = self.requests.get_mut(place);
         pending.result = pending.result.and(Err(error));
-        if pending.issued < pending.blocks {
-            pending.issued = pending.blocks;
+        if pending.issued < pending.plan.blocks {
+            pending.issued = pending.plan.blocks;
             self.todo.retain(|other| *other != place);
         }
     }
@@ -76,13 +71,9 @@ impl<R: Registers> Queue<R> {
             command.tries += 1;
             command.aborted = false;
             command.since_us = None;
-            let operation = &self.requests.get_mut(command.request).request.operation;
-            self.submission.push(self.encoder.entry(
-                operation,
-                cid,
-                command.offset,
-                command.blocks,
-            ));
+            let plan = &self.requests.get_mut(command.request).plan;
+            let piece = (command.offset, command.blocks);
+            self.encoder.push(&mut self.submission, plan, cid, piece);
             self.waiting -= 1;
         }
     }
@@ -156,8 +147,7 @@ impl<R: Registers> Queue<R> {
             self.condemn(place, BlockError::Timeout);
             self.give_up_waiting(place);
             if self.requests.get_mut(place).is_over() {
-                let pending = self.requests.remove(place);
-                self.ended.push_back(pending.request.end(pending.result));
+                self.ended.push_back(self.requests.end(place));
             }
         }
     }
@@ -224,11 +214,14 @@ impl<R: Registers> Queue<R> {
         if self.attached.is_none() {
             return;
         }
+        let mut ended = std::mem::take(&mut self.ended);
         while let Some([_, last]) = self.completion.pop() {
             let (cid, status) = ((last >> 32) as u16, (last >> 49) as u16);
-            let Ok(ended) = self.complete(cid, status) else { return };
-            self.ended.extend(ended);
+            if self.complete(cid, status, |completion| ended.push_back(completion)).is_err() {
+                break;
+            }
         }
+        self.ended = ended;
     }
 
     /// The controller was stopped before it completed the command.
@@ -238,18 +231,14 @@ impl<R: Registers> Queue<R> {
         let Some(command) = self.commands.completed(cid) else { return };
         let (place, tries) = (command.request, command.tries);
         let pending = self.requests.get_mut(place);
-        let operation = &pending.request.operation;
-        if pending.has_time(now_us) && verdict::may_try_again(aborted, operation, tries) {
+        let failure = pending.plan.failure;
+        if pending.has_time(now_us) && verdict::may_try_again(aborted, failure, tries) {
             command.place = Where::Waiting(now_us);
             self.waiting += 1;
             return;
         }
-        let error = match operation {
-            Operation::Flush => BlockError::Flush,
-            _ => BlockError::Timeout,
-        };
         self.commands.remove(cid);
-        let ended = self.fail(place, error);
+        let ended = self.fail(place, verdict::error(aborted, failure));
         self.ended.extend(ended);
     }
 
@@ -268,9 +257,9 @@ impl<R: Registers> Queue<R> {
         self.waiting = 0;
         self.todo.clear();
         while let Some(place) = self.requests.find(|_| true) {
-            let pending = self.requests.remove(place);
-            let result = pending.result.and(Err(BlockError::Gone));
-            self.ended.push_back(pending.request.end(result));
+            let pending = self.requests.get_mut(place);
+            pending.result = pending.result.and(Err(BlockError::Gone));
+            self.ended.push_back(self.requests.end(place));
         }
     }
 }

@@ -2,16 +2,18 @@
 //!
 //! Guarantees: a request stays in its place, with its buffer, until none of its commands is with the device.
 
-use crate::{BlockError, Operation, Request};
+use super::encode::Plan;
+use crate::{BlockError, Completion, DmaBuf};
 
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct Pending {
-    pub(super) request: Request,
+    tag: u64,
+    /// Held while the device may use it.
+    buffer: Option<DmaBuf>,
+    pub(super) plan: Plan,
     /// Blocks for which commands have been made.
     pub(super) issued: u64,
-    /// Blocks in all; 1 for a flush.
-    pub(super) blocks: u64,
     /// Commands that are not over.
     pub(super) running: u32,
     pub(super) result: Result<(), BlockError>,
@@ -26,10 +28,16 @@ impl Pending {
         self.deadline_us.is_none_or(|deadline_us| at_us < deadline_us)
     }
 
+    /// Its tag and its buffer go back.
+    #[inline(always)]
+    fn end(&mut self) -> Completion {
+        Completion { tag: self.tag, result: self.result, buffer: self.buffer.take() }
+    }
+
     /// Nothing is left to be done or waited for.
     #[inline]
     pub(super) fn is_over(&self) -> bool {
-        self.running == 0 && self.issued == self.blocks
+        self.running == 0 && self.issued == self.plan.blocks
     }
 }
 
@@ -47,24 +55,33 @@ impl Requests {
         }
     }
 
+    /// Places that are free.
+    #[inline]
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    #[inline]
     pub(super) fn used(&self) -> usize {
         self.places.len() - self.free.len()
     }
 
     /// The caller has checked that there is a place.
     #[inline]
-    pub(super) fn insert(&mut self, request: Request) -> u16 {
+    pub(super) fn insert(
+        &mut self,
+        tag: u64,
+        plan: Plan,
+        buffer: Option<DmaBuf>,
+    ) -> (u16, &mut Pending) {
         let place = self.free.pop().expect("no more requests than places");
-        let blocks = blocks_of(&request.operation);
-        self.places[usize::from(place)] = Some(Pending {
-            request,
-            issued: 0,
-            blocks,
-            running: 0,
-            result: Ok(()),
-            deadline_us: None,
-        });
-        place
+        let slot = &mut self.places[usize::from(place)];
+        let result = Ok(());
+        // With this check there is nothing to drop.
+        assert!(slot.is_none(), "a free place is empty");
+        let pending =
+            Pending { tag, buffer, plan, issued: 0, running: 0, result, deadline_us: None };
+        (place, slot.insert(pending))
     }
 
     #[inline]
@@ -72,11 +89,27 @@ impl Requests {
         self.places[usize::from(place)].as_mut().expect("a command's request is there")
     }
 
-    #[inline]
-    pub(super) fn remove(&mut self, place: u16) -> Pending {
-        let taken = self.places[usize::from(place)].take();
+    /// One of the request's commands is over. The end of the request, if nothing of it is left.
+    #[inline(always)]
+    pub(super) fn one_over(&mut self, place: u16) -> Option<Completion> {
+        let slot = &mut self.places[usize::from(place)];
+        let pending = slot.as_mut().expect("a command's request is there");
+        pending.running -= 1;
+        if !pending.is_over() {
+            return None;
+        }
         self.free.push(place);
-        taken.expect("a command's request is there")
+        let completion = pending.end();
+        *slot = None;
+        Some(completion)
+    }
+
+    /// Ends a request of which the device has nothing.
+    pub(super) fn end(&mut self, place: u16) -> Completion {
+        let completion = self.get_mut(place).end();
+        self.places[usize::from(place)] = None;
+        self.free.push(place);
+        completion
     }
 
     /// Every request that there is.
@@ -88,17 +121,5 @@ impl Requests {
     pub(super) fn find(&self, is: impl Fn(&Pending) -> bool) -> Option<u16> {
         let place = self.places.iter().position(|slot| slot.as_ref().is_some_and(&is))?;
         Some(place as u16)
-    }
-}
-
-fn blocks_of(operation: &Operation) -> u64 {
-    match operation {
-        Operation::Read { blocks, .. }
-        | Operation::Write { blocks, .. }
-        | Operation::Compare { blocks, .. } => u64::from(*blocks),
-        Operation::Discard { blocks, .. }
-        | Operation::WriteZeroes { blocks, .. }
-        | Operation::Verify { blocks, .. } => *blocks,
-        Operation::Flush => 1,
     }
 }
