@@ -39,6 +39,8 @@ fn run_by_hand(script: &str) -> anyhow::Result<()> {
     let ran = place.boot()?.run(script, Duration::from_secs(600))?;
     print!("{}", ran.stdout);
     eprint!("{}", ran.stderr);
+    // Its folder goes with it, and the process behind it.
+    drop(place);
     std::process::exit(ran.status)
 }
 

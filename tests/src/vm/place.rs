@@ -15,6 +15,9 @@ const KEPT_BYTES: u64 = 4 << 20;
 /// What a test may write to all its drives together, in bytes.
 const ROOM_BYTES: u64 = 2 << 30;
 
+/// How the folder of a place is called, before the number of its process.
+const PREFIX: &str = "forebay-vm-";
+
 /// A machine that can be booted, again and again, on the same drives. See the module above.
 #[derive(Debug)]
 pub struct Place {
@@ -37,7 +40,9 @@ impl Place {
         let memory = Path::new("/dev/shm");
         let parent =
             if free_bytes(memory) >= ROOM_BYTES { memory.to_owned() } else { std::env::temp_dir() };
-        let folder = tempfile::Builder::new().prefix("forebay-vm-").tempdir_in(&parent);
+        clear_away(&parent);
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(&parent);
         let folder = folder.with_context(|| format!("a folder in {}", parent.display()))?;
         std::fs::create_dir(folder.path().join("share"))?;
         let (prepared, name, drives) = (prepared.clone(), name.to_owned(), Vec::new());
@@ -145,6 +150,21 @@ impl Drop for Place {
         match self.keep() {
             Ok(kept) => eprintln!("logs are kept in {}", kept.display()),
             Err(error) => eprintln!("the logs are lost: {error:#}"),
+        }
+    }
+}
+
+/// Removes the folders of tests that were killed.
+fn clear_away(parent: &Path) {
+    let Ok(entries) = std::fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        let owner = owner.and_then(|owner| owner.parse::<u32>().ok());
+        let is_dead = |owner: u32| !Path::new("/proc").join(owner.to_string()).exists();
+        if owner.is_some_and(is_dead) {
+            // It may be another user's, or go in this moment.
+            std::fs::remove_dir_all(entry.path()).unwrap_or_default();
         }
     }
 }

@@ -59,16 +59,6 @@ fn two_controllers_are_bound_to_vfio_each_in_a_group_of_its_own() {
 }
 
 #[test]
-fn a_machine_without_an_iommu_has_no_groups() {
-    let Some(place) = place() else { return };
-    let place = place.drive(Drive::file(DRIVE_BYTES)).unwrap().without_iommu();
-    let guest = place.boot().unwrap();
-    let pci = guest.pci_address(0).unwrap();
-    assert_eq!(guest.sh("ls /sys/kernel/iommu_groups").unwrap(), "");
-    assert!(guest.sh(&format!("ls /sys/bus/pci/devices/{pci}/iommu_group")).is_err());
-}
-
-#[test]
 fn a_drive_that_is_pulled_comes_back_with_what_was_on_it() {
     let Some(place) = place() else { return };
     let drive = || Drive::file(DRIVE_BYTES);
