@@ -2,9 +2,10 @@
 //! `fio --ioengine=io_uring --fixedbufs --registerfiles --iodepth=32 --iodepth_batch_submit=16
 //! --iodepth_batch_complete_max=16 --direct=1 --bs=4k --rw=randread --norandommap`.
 //!
-//! `queue_iops TARGET [read|write [SECONDS [DEPTH [BATCH]]]]`: TARGET is a file or block device (through io_uring;
+//! `queue_iops TARGET [read|write [SECONDS [DEPTH [BATCH [noshadow]]]]]`: TARGET is a file or block device (through io_uring;
 //! a file that is not there is created with 1 GiB), or the PCI address of an NVMe drive that is bound to
-//! vfio-pci (through the driver of this crate). Writes destroy what is there.
+//! vfio-pci (through the driver of this crate; `noshadow`: without shadow doorbells). Writes destroy what is
+//! there.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
@@ -27,6 +28,7 @@ struct Load {
     duration: Duration,
     depth: u32,
     batch: usize,
+    shadow_doorbells: bool,
 }
 
 fn main() -> Result<(), Failure> {
@@ -40,7 +42,9 @@ fn main() -> Result<(), Failure> {
     };
     let mut number = |default: u32| arguments.next().map_or(Ok(default), |text| text.parse());
     let duration = Duration::from_secs(number(3)?.into());
-    let load = Load { write, duration, depth: number(32)?, batch: number(16)? as usize };
+    let (depth, batch) = (number(32)?, number(16)? as usize);
+    let shadow_doorbells = arguments.next().as_deref() != Some("noshadow");
+    let load = Load { write, duration, depth, batch, shadow_doorbells };
     let pool = Arena::new(64 << 20)?.pool();
     match target.parse::<PciAddress>() {
         Ok(address) => on_drive(address, &pool, load),
@@ -52,7 +56,8 @@ fn on_drive(address: PciAddress, pool: &Pool, load: Load) -> Result<(), Failure>
     let start = Instant::now();
     let clock = move || start.elapsed().as_micros() as u64;
     let keeper = Keeper::start(clock)?;
-    let drive = keeper.adopt(VfioDevice::open(&VfioIommu::new(), address)?, Options::default())?;
+    let options = Options { shadow_doorbells: load.shadow_doorbells, ..Options::default() };
+    let drive = keeper.adopt(VfioDevice::open(&VfioIommu::new(), address)?, options)?;
     let mut queue = drive.open_queue(pool, load.depth)?;
     run(&mut queue, pool, load, &clock)
 }
@@ -98,6 +103,8 @@ fn run(
     let batch = load.batch.min(load.depth as usize);
     let mut done = Vec::with_capacity(batch);
     let mut rng = fastrand::Rng::with_seed(1);
+    // For whoever looks at the system calls: between this line and the next one there is nothing but I/O.
+    println!("measuring");
     let (mut count, mut polls, begin) = (0_u64, 0_u32, Instant::now());
     let mut now_us = clock();
     loop {

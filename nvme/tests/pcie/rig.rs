@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 
 use forebay_nvme::emulated::{
-    EmulatedConfig, EmulatedController, EmulatedHardware, EmulatedRegisters,
+    EmulatedConfig, EmulatedController, EmulatedHardware, EmulatedRegisters, Violation,
 };
 use forebay_nvme::pcie::{Controller, Options, Queue, State};
 use forebay_nvme::{
@@ -25,6 +25,7 @@ pub(crate) fn options() -> Options {
         command_timeout_us: 1_000_000,
         abort_timeout_us: 500_000,
         request_timeout_us: 4_000_000,
+        admin_timeout_us: 2_000_000,
         ..Options::default()
     }
 }
@@ -48,8 +49,7 @@ impl Drive {
 
     /// Brings it up. `false`: it was given up.
     pub(crate) fn bring_up(&mut self) -> bool {
-        let settled = |drive: &mut Self| !matches!(drive.state(), State::Starting);
-        self.until(settled);
+        self.until(|drive| matches!(drive.state(), State::Ready | State::Gone));
         self.state() == State::Ready
     }
 
@@ -87,6 +87,15 @@ impl Drive {
     pub(crate) fn pass(&mut self, us: u64) {
         let end_us = self.now_us + us;
         self.until(|drive| drive.now_us >= end_us);
+    }
+
+    /// As [`Drive::assert_clean`], for a controller that has lied: who believes it is refused.
+    pub(crate) fn assert_clean_but_refused(&self) {
+        let counters = self.emulated.counters();
+        let mut violations = self.emulated.violations();
+        violations.retain(|it| !matches!(it, Violation::Refused { .. }));
+        assert_eq!(violations, [], "{counters:?}");
+        assert_eq!(counters.iommu_faults, counters.stray_dma);
     }
 
     /// Neither the driver nor the controller reached where it must not.
@@ -146,6 +155,7 @@ pub(crate) struct Rig {
     pub(crate) pool: Pool,
     pub(crate) done: Vec<Completion>,
     last_tag: u64,
+    liar: bool,
 }
 
 impl Rig {
@@ -164,7 +174,7 @@ impl Rig {
         let queue = drive.controller.drive().expect("it is up").queue(pool, depth);
         let queue = Some(Held::new(queue.expect("room")));
         let (pool, done) = (pool.clone(), Vec::with_capacity(256));
-        let mut rig = Self { drive, queue, pool, done, last_tag: 0 };
+        let mut rig = Self { drive, queue, pool, done, last_tag: 0, liar: false };
         while !rig.queue().is_open().expect("a queue") {
             rig.drive.step();
         }
@@ -173,6 +183,11 @@ impl Rig {
 
     pub(crate) fn queue(&mut self) -> &mut Queue<EmulatedRegisters> {
         self.queue.as_mut().expect("there until the rig is dropped")
+    }
+
+    /// Not even a refused command is expected of the driver, unless the controller lies.
+    pub(crate) fn keep_quiet(&mut self) {
+        self.liar = true;
     }
 
     pub(crate) fn emulated(&self) -> &EmulatedController {
@@ -234,6 +249,13 @@ impl Rig {
         completion.buffer
     }
 
+    /// Drops the driver's controller. What follows is done by one that never does anything.
+    pub(crate) fn drop_controller(&mut self) {
+        let idle = EmulatedController::new(EmulatedConfig::default()).hardware();
+        let idle = Controller::new(idle, options(), &pool(4 << 20), Box::new(|| {}));
+        drop(std::mem::replace(&mut self.drive.controller, idle.expect("IOVAs")));
+    }
+
     /// Asserts that the blocks hold nothing but `fill`.
     pub(crate) fn expect_fill(&mut self, block: u64, blocks: u32, fill: u8) {
         let buffer = self.ok(self.read(block, blocks)).expect("a read has a buffer");
@@ -271,6 +293,9 @@ impl Drop for Rig {
         let queue = self.queue.take().expect("there until the rig is dropped");
         if !std::thread::panicking() {
             queue.close(&mut self.drive);
+            if self.liar {
+                return self.drive.assert_clean_but_refused();
+            }
             self.drive.assert_clean();
         }
     }

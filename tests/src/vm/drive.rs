@@ -43,7 +43,7 @@ impl Drive {
         Self { backing: Backing::Volatile, ..Self::file(bytes) }
     }
 
-    /// A drive that costs nothing and reads as zeros.
+    /// A drive that costs nothing, for measuring: a read leaves in the buffer whatever was there.
     #[must_use]
     pub fn null(bytes: u64) -> Self {
         Self { backing: Backing::Null, ..Self::file(bytes) }
@@ -87,7 +87,7 @@ impl Drive {
                 "driver": "nbd", "node-name": name, "server": { "type": "unix", "path": media }
             }),
             Backing::Null => json!({
-                "driver": "null-co", "node-name": name, "size": self.bytes, "read-zeroes": true
+                "driver": "null-co", "node-name": name, "size": self.bytes
             }),
         }
     }

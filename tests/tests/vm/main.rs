@@ -7,6 +7,7 @@
 
 mod devices;
 mod devices_command;
+mod figures;
 mod guest;
 mod kernel_driver;
 mod vfio;

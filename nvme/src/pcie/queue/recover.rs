@@ -209,6 +209,8 @@ impl<R: Registers> Queue<R> {
         }
         self.reap_rest();
         self.attached = None;
+        // An answer that was never read: it would keep the registers, and with them the device.
+        while self.answers.try_recv().is_ok() {}
         while let Some(cid) = self.commands.find(|command| command.place == Where::Device) {
             self.orphan(cid);
         }

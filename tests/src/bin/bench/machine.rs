@@ -66,12 +66,6 @@ pub(crate) fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }
 
-/// The target folder that this program was built into.
-pub(crate) fn target() -> anyhow::Result<PathBuf> {
-    let program = std::env::current_exe().context("this program's own path")?;
-    Ok(program.ancestors().nth(2).context("a target folder around this program")?.to_owned())
-}
-
 /// A folder in memory with room for `mib`, removed with everything in it when it is dropped.
 pub(crate) fn folder_in_memory(mib: u64) -> anyhow::Result<tempfile::TempDir> {
     let began = now();

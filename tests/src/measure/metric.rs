@@ -5,9 +5,12 @@ use std::fmt::Write as _;
 
 /// What a value has to reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Goal {
+pub enum Goal {
+    /// This or more.
     AtLeast(f64),
+    /// This or less.
     AtMost(f64),
+    /// Less than this.
     Below(f64),
     /// It is there for information.
     None,
@@ -50,24 +53,24 @@ struct Metric {
 
 /// All that was measured, in the order in which it was.
 #[derive(Debug, Default)]
-pub(crate) struct Metrics(Vec<Metric>);
+pub struct Metrics(Vec<Metric>);
 
 impl Metrics {
     /// Adds a metric that has a goal.
-    pub(crate) fn goal(&mut self, name: &str, value: f64, unit: &'static str, goal: Goal) {
+    pub fn goal(&mut self, name: &str, value: f64, unit: &'static str, goal: Goal) {
         let shown = Metric { name: name.to_owned(), value, unit, goal };
         eprintln!("bench:   {name} = {} {unit}", number(value));
         self.0.push(shown);
     }
 
     /// Adds a metric that is there for information.
-    pub(crate) fn note(&mut self, name: &str, value: f64, unit: &'static str) {
+    pub fn note(&mut self, name: &str, value: f64, unit: &'static str) {
         self.goal(name, value, unit, Goal::None);
     }
 
     /// Adds the rates of `ours` and `theirs`, round by round, and the ratio that has a goal: the median
     /// of the rounds' ratios.
-    pub(crate) fn ratio(&mut self, name: &str, ours: &Rate, theirs: &Rate, goal: f64) {
+    pub fn ratio(&mut self, name: &str, ours: &Rate, theirs: &Rate, goal: f64) {
         self.note(&ours.name, median(&ours.rounds), ours.unit);
         if self.0.iter().all(|metric| metric.name != theirs.name) {
             self.note(&theirs.name, median(&theirs.rounds), theirs.unit);
@@ -78,12 +81,14 @@ impl Metrics {
     }
 
     /// No goal was missed.
-    pub(crate) fn all_ok(&self) -> bool {
+    #[must_use]
+    pub fn all_ok(&self) -> bool {
         self.0.iter().all(|metric| metric.goal.is_met_by(metric.value))
     }
 
     /// For people: goals first.
-    pub(crate) fn table(&self) -> String {
+    #[must_use]
+    pub fn table(&self) -> String {
         let mut text = String::new();
         let has_goal = |metric: &&Metric| metric.goal != Goal::None;
         let goals = self.0.iter().filter(has_goal);
@@ -103,7 +108,8 @@ impl Metrics {
     }
 
     /// For programs.
-    pub(crate) fn json(&self) -> String {
+    #[must_use]
+    pub fn json(&self) -> String {
         let entry = |metric: &Metric| {
             let Metric { name, value, unit, goal } = metric;
             let ok = goal.is_met_by(*value);
@@ -117,30 +123,36 @@ impl Metrics {
 
 /// One thing's rate, round by round.
 #[derive(Debug)]
-pub(crate) struct Rate {
+pub struct Rate {
     name: String,
     unit: &'static str,
     rounds: Vec<f64>,
 }
 
 impl Rate {
-    pub(crate) fn new(name: &str, unit: &'static str) -> Self {
+    /// No round yet.
+    #[must_use]
+    pub fn new(name: &str, unit: &'static str) -> Self {
         Self { name: name.to_owned(), unit, rounds: Vec::new() }
     }
 
     /// The rate of one more round.
-    pub(crate) fn push(&mut self, rate: f64) {
+    pub fn push(&mut self, rate: f64) {
         self.rounds.push(rate);
     }
 
     /// Adds its median, which has a goal.
-    pub(crate) fn goal_in(&self, metrics: &mut Metrics, goal: Goal) {
+    pub fn goal_in(&self, metrics: &mut Metrics, goal: Goal) {
         metrics.goal(&self.name, median(&self.rounds), self.unit, goal);
     }
 }
 
 /// The middle one; the lower of two.
-fn median(values: &[f64]) -> f64 {
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[(sorted.len() - 1) / 2]
