@@ -168,6 +168,8 @@ fn a_drive_that_is_used_or_holds_something_is_not_taken() {
     assert_eq!(lba(), "4096");
     assert_eq!(devices.json("list")[0]["lba"][0], "4096");
     assert!(devices.text(&format!("format {pci} --block-size 4096")).contains("already"));
+    // The kernel looks at the partition table again when it gets to it; now it has to.
+    guest.sh(&format!("blockdev --rereadpt {block}")).unwrap();
     // And back, by our own driver.
     devices.text(&format!("bind {pci} --yes"));
     devices.text(&format!("format {pci} --lba-format 0 --confirm forebay0"));
