@@ -74,22 +74,25 @@ impl Drive {
         format!("forebay{number}")
     }
 
-    /// The node with the bytes; `media` is the file or the socket.
-    pub(super) fn media_node(&self, number: usize, media: &Path) -> Value {
-        let name = file_node(number);
-        match self.backing {
+    /// Its block nodes, from below; `media` is the file or the socket.
+    pub(super) fn nodes(&self, number: usize, media: &Path) -> Vec<Value> {
+        let bytes = file_node(number);
+        let below = match self.backing {
             Backing::File => json!({
-                "driver": "file", "node-name": name, "filename": media, "discard": "unmap",
+                "driver": "file", "node-name": bytes, "filename": media, "discard": "unmap",
                 // The host never loses power here, and its disk is not what is tested.
                 "cache": { "no-flush": true }
             }),
             Backing::Volatile => json!({
-                "driver": "nbd", "node-name": name, "server": { "type": "unix", "path": media }
+                "driver": "nbd", "node-name": bytes, "server": { "type": "unix", "path": media }
             }),
-            Backing::Null => json!({
-                "driver": "null-co", "node-name": name, "size": self.bytes
-            }),
-        }
+            // No node above it: that would cost each operation as much again.
+            Backing::Null => {
+                let name = top_node(number);
+                return vec![json!({ "driver": "null-co", "node-name": name, "size": self.bytes })];
+            }
+        };
+        vec![below, top(number, &bytes)]
     }
 
     /// The controller, as `-device` and QMP's `device_add` take it.

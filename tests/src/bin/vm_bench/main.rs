@@ -50,7 +50,7 @@ struct Effort {
 }
 
 impl Effort {
-    const FULL: Self = Self { rounds: 3, seconds: 3, operations: 4096 };
+    const FULL: Self = Self { rounds: 3, seconds: 3, operations: 1024 };
     const QUICK: Self = Self { rounds: 1, seconds: 1, operations: 256 };
 }
 
