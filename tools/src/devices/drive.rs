@@ -57,6 +57,9 @@ pub(super) struct Disk {
     pub(super) name: String,
     /// Its folder in sysfs.
     pub(super) folder: PathBuf,
+    /// The namespace's number, which need not be that of its name.
+    pub(super) nsid: Option<u32>,
+    /// 0 if the kernel cannot read it, or does not say.
     pub(super) bytes: u64,
     pub(super) lba_bytes: Option<u32>,
 }
@@ -173,13 +176,14 @@ fn disks(system: &System, function: &Function, controller: &str) -> Vec<Disk> {
     let disk = |name: String| {
         let link = system.sys("class/block").join(&name);
         let folder = fs::canonicalize(&link).unwrap_or(link);
-        let sectors = attribute(folder.join("size"))?.parse::<u64>().ok()?;
-        let lba = attribute(folder.join("queue/logical_block_size"));
-        let lba_bytes = lba.and_then(|text| text.parse().ok());
+        let read = |what| attribute(folder.join(what)).and_then(|text| text.parse::<u64>().ok());
+        let small = |what| read(what).and_then(|value| u32::try_from(value).ok());
         // Sysfs counts in sectors of 512 bytes whatever the drive does.
-        Some(Disk { name, folder, bytes: sectors.saturating_mul(512), lba_bytes })
+        let bytes = read("size").unwrap_or(0).saturating_mul(512);
+        let (nsid, lba_bytes) = (small("nsid"), small("queue/logical_block_size"));
+        Disk { name, folder, nsid, bytes, lba_bytes }
     };
-    disks.into_iter().filter_map(disk).collect()
+    disks.into_iter().map(disk).collect()
 }
 
 fn disk_name(entry: &str) -> Option<String> {

@@ -4,7 +4,8 @@
 //! nothing else shows it; as long as a [`Look`] lives nobody can begin to use the drive's disks. A
 //! pool of ours is nothing to lose: it is the same through any driver.
 
-use super::drive::{Controller, Disk, Drive, VFIO};
+use super::admin;
+use super::drive::{Controller, Disk, Drive, KERNEL, VFIO};
 use super::holder::Holders;
 use super::machine::Machine;
 use crate::exit::{Code, Failure};
@@ -56,7 +57,7 @@ pub(super) fn look(
     holders: &Holders,
 ) -> anyhow::Result<Look> {
     let mut look = Look::default();
-    look.dangers.extend(unseen(drive.controller.as_ref()));
+    look.dangers.extend(unseen(machine, drive));
     for disk in &drive.disks {
         look.disk(machine, disk)?;
     }
@@ -70,10 +71,38 @@ pub(super) fn look(
     Ok(look)
 }
 
-/// A controller that does not answer shows no disks, which does not mean that it has none.
-fn unseen(controller: Option<&Controller>) -> Option<Danger> {
-    let state = controller?.state.as_deref().filter(|state| *state != "live")?;
-    Some(Danger::Holds(format!("its controller is {state}, so that what it holds cannot be seen")))
+/// What the kernel's driver shows no disk of, which does not mean that nothing is there.
+fn unseen(machine: &impl Machine, drive: &Drive) -> Vec<Danger> {
+    const HIDDEN: &str = "so that what it holds cannot be seen";
+    if !drive.has_driver(KERNEL) {
+        return Vec::new();
+    }
+    let state = state(drive.controller.as_ref());
+    if state != "live" {
+        return vec![Danger::Holds(format!("its controller is {state}, {HIDDEN}"))];
+    }
+    match without_disk(machine, drive) {
+        Ok(nsids) => nsids
+            .into_iter()
+            .map(|nsid| Danger::Holds(format!("namespace {nsid} shows no disk, {HIDDEN}")))
+            .collect(),
+        Err(error) => {
+            vec![Danger::Holds(format!("does not tell its namespaces ({error:#}), {HIDDEN}"))]
+        }
+    }
+}
+
+fn state(controller: Option<&Controller>) -> &str {
+    controller.map_or("not there yet", |it| it.state.as_deref().unwrap_or("in no known state"))
+}
+
+/// The active namespaces that are no disk: the kernel refuses them, or has not got to them yet. It
+/// looks for them after the controller is live.
+pub(super) fn without_disk(machine: &impl Machine, drive: &Drive) -> anyhow::Result<Vec<u32>> {
+    let mut nsids = admin::active_namespaces(&mut *machine.admin(drive)?)?;
+    // A disk that came after the look at the files counts as none: it was not looked at.
+    nsids.retain(|nsid| drive.disks.iter().all(|disk| disk.nsid != Some(*nsid)));
+    Ok(nsids)
 }
 
 impl Look {

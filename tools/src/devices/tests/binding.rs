@@ -159,6 +159,68 @@ fn a_drive_that_holds_something_is_taken_only_by_its_serial_number() {
     }
 }
 
+#[test]
+fn a_namespace_that_shows_no_disk_is_not_an_empty_one() {
+    type Hide = fn(&mut FakeMachine);
+    let cases: [(Hide, &str); 6] = [
+        (|m| m.says.borrow_mut().add_namespace(9), "namespace 9 shows no disk"),
+        (|m| m.put("sys/block/nvme3n1/nsid", ""), "namespace 1 shows no disk"),
+        (|m| m.put("sys/block/nvme3n1/size", ""), "nvme3n1 cannot be read by the kernel"),
+        (|m| m.says.borrow_mut().mute = true, "does not tell its namespaces (it does not answer)"),
+        (
+            |m| m.put("sys/bus/pci/devices/0000:03:00.0/nvme/nvme3/state", ""),
+            "its controller is in no known state",
+        ),
+        (
+            |m| std::fs::remove_dir_all(m.path("sys/bus/pci/devices/0000:03:00.0/nvme")).unwrap(),
+            "its controller is not there yet",
+        ),
+    ];
+    for (hide, why) in cases {
+        let mut machine = FakeMachine::new();
+        hide(&mut machine);
+        for line in [DRIVE, YES] {
+            refused(&mut machine, line, &[DRIVE, why, "--confirm SERIAL"]);
+        }
+    }
+    let mut machine = FakeMachine::new();
+    machine.says.borrow_mut().add_namespace(9);
+    machine.add_disk(DRIVE, 9);
+    bind(&mut machine, YES).unwrap();
+    assert_eq!(machine.claims.get(), 2);
+}
+
+/// The kernel shows a drive's disks only some time after its controller is live: `bind` right behind
+/// `unbind` saw no disk, and took a drive with a file system on it.
+#[test]
+fn unbind_waits_for_the_disks_so_that_bind_sees_them() {
+    let mut machine = FakeMachine::new();
+    machine.put("dev/nvme3n1", disk(1080, &[0x53, 0xef]));
+    bind(&mut machine, "0000:03:00.0 --yes --confirm S3").unwrap();
+    machine.scan = 5;
+    unbind(&mut machine, YES).unwrap();
+    assert_eq!(machine.pauses, 5);
+    machine.log.clear();
+    refused(&mut machine, YES, &["holds an ext file system"]);
+}
+
+#[test]
+fn a_namespace_that_never_shows_a_disk_does_not_keep_unbind() {
+    for hide in [
+        |m: &mut FakeMachine| m.says.borrow_mut().add_namespace(9),
+        |m: &mut FakeMachine| {
+            m.says.borrow_mut().mute = true;
+        },
+    ] {
+        let mut machine = FakeMachine::new();
+        bind(&mut machine, YES).unwrap();
+        hide(&mut machine);
+        unbind(&mut machine, YES).unwrap();
+        machine.log.clear();
+        refused(&mut machine, YES, &["cannot be seen"]);
+    }
+}
+
 /// 4 MiB of zeros but for `bytes`.
 fn disk(at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut disk = vec![0; 4 << 20];
