@@ -4,7 +4,7 @@
 //! drive: the kernel's own driver tells model, serial number and disks, vfio-pci tells nothing.
 
 use crate::exit::{Code, Failure};
-use crate::media::{System, attribute, name_of, names};
+use crate::media::{DeviceId, System, attribute, name_of, names, usage};
 use forebay_nvme::pci::{CLASS_NVME, Function, PciAddress, Sysfs};
 use std::fs;
 use std::path::PathBuf;
@@ -62,6 +62,15 @@ pub(super) struct Disk {
     /// 0 if the kernel cannot read it, or does not say.
     pub(super) bytes: u64,
     pub(super) lba_bytes: Option<u32>,
+}
+
+/// A file through which a process uses a drive.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// What it is called here.
+    pub(super) path: PathBuf,
+    /// What it is.
+    pub(super) device: Option<DeviceId>,
 }
 
 impl Drive {
@@ -127,21 +136,34 @@ impl Drive {
     }
 
     /// The files through which a process uses the drive: its block and namespace devices, or VFIO's.
-    pub(super) fn nodes(&self, system: &System) -> Vec<PathBuf> {
-        let mut nodes = Vec::new();
-        for disk in &self.disks {
-            nodes.push(system.dev(&disk.name));
-            nodes.push(system.dev(disk.name.replacen("nvme", "ng", 1)));
-            let partitions = crate::media::usage::partitions(&disk.folder);
-            nodes.extend(partitions.iter().map(|folder| system.dev(name_of(folder))));
-        }
+    pub(super) fn nodes(&self, system: &System) -> Vec<Node> {
+        let mut nodes: Vec<Node> =
+            self.disks.iter().flat_map(|disk| disk_nodes(system, disk)).collect();
         if self.has_driver(VFIO) {
-            nodes.extend(self.group.map(|group| system.dev(format!("vfio/{group}"))));
+            let group = self.group.iter().map(|group| ("class/vfio", "vfio", group.to_string()));
             let devices = self.vfio_devices.iter();
-            nodes.extend(devices.map(|name| system.dev(format!("vfio/devices/{name}"))));
+            let devices = devices.map(|name| ("class/vfio-dev", "vfio/devices", name.clone()));
+            nodes.extend(group.chain(devices).map(|(class, folder, name)| {
+                let device = DeviceId::of_character(&system.sys(class).join(&name));
+                Node { path: system.dev(folder).join(name), device }
+            }));
         }
         nodes
     }
+}
+
+/// A disk's own file, its namespace's, and those of its partitions.
+fn disk_nodes(system: &System, disk: &Disk) -> Vec<Node> {
+    let block = |folder: PathBuf| Node {
+        path: system.dev(name_of(&folder)),
+        device: DeviceId::of_block(&folder),
+    };
+    let generic = disk.name.replacen("nvme", "ng", 1);
+    let class = system.sys("class/nvme-generic").join(&generic);
+    let generic = Node { path: system.dev(generic), device: DeviceId::of_character(&class) };
+    let whole = Node { path: system.dev(&disk.name), ..block(disk.folder.clone()) };
+    let partitions = usage::partitions(&disk.folder).into_iter().map(block);
+    [whole, generic].into_iter().chain(partitions).collect()
 }
 
 /// The kernel writes `(null)` for none.
