@@ -7,7 +7,8 @@
 use crate::context::Context;
 use crate::exit::{Code, Failure};
 use crate::media::blocks::Blocks;
-use crate::media::{signature, usage};
+use crate::media::signature::{self, Found};
+use crate::media::usage;
 use crate::output;
 use anyhow::Context as _;
 use forebay_config::{Nvme, units};
@@ -114,7 +115,7 @@ impl<'a> Own<'a> {
     }
 
     /// What the drive holds, if it is one of these.
-    fn signature(&mut self, path: &Path) -> Option<io::Result<Option<&'static str>>> {
+    fn signature(&mut self, path: &Path) -> Option<io::Result<Option<Found>>> {
         let queue = self.queues.get_mut(path)?;
         Some(signature::find(&mut Blocks::new(queue.as_mut(), self.memory)))
     }
@@ -152,7 +153,7 @@ fn check(args: &Args, own: &mut Own<'_>) -> anyhow::Result<()> {
 fn danger(path: &Path, own: &mut Own<'_>) -> anyhow::Result<Option<String>> {
     if let Some(found) = own.signature(path) {
         let found = found.with_context(|| format!("cannot read {}", path.display()))?;
-        return Ok(found.map(|what| format!("holds {what}")));
+        return Ok(found.map(|found| format!("holds {}", found.what())));
     }
     if !path.exists() {
         return Ok(None);
@@ -163,7 +164,7 @@ fn danger(path: &Path, own: &mut Own<'_>) -> anyhow::Result<Option<String>> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let found =
         signature::find(&mut file).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(found.map(|what| format!("holds {what}")))
+    Ok(found.map(|found| format!("holds {}", found.what())))
 }
 
 /// Random identities for a new pool.

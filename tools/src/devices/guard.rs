@@ -2,14 +2,16 @@
 //!
 //! Guarantees: a drive that is in use is told as such, by the kernel's own exclusive open where
 //! nothing else shows it; as long as a [`Look`] lives nobody can begin to use the drive's disks. A
-//! pool of ours is nothing to lose: it is the same through any driver.
+//! pool of ours is nothing to lose for who takes the drive: it is the same through any driver. It is
+//! a note, for who formats it.
 
 use super::admin;
 use super::drive::{Controller, Disk, Drive, KERNEL, VFIO};
 use super::holder::Holders;
 use super::machine::Machine;
 use crate::exit::{Code, Failure};
-use crate::media::{name_of, signature, usage};
+use crate::media::signature::{self, Found};
+use crate::media::{name_of, usage};
 use anyhow::Context as _;
 use nix::errno::Errno;
 use std::fs::File;
@@ -40,6 +42,8 @@ impl Danger {
 #[derive(Debug, Default)]
 pub(super) struct Look {
     pub(super) dangers: Vec<Danger>,
+    /// What is no danger, and lost all the same if the drive is formatted.
+    pub(super) notes: Vec<String>,
     claims: Vec<File>,
 }
 
@@ -64,7 +68,7 @@ pub(super) fn look(
     for node in drive.nodes(machine.system()) {
         let open = |holder| match drive.has_driver(VFIO) {
             true => Danger::InUse(format!("driven by {holder}")),
-            false => Danger::InUse(format!("{} is open in {holder}", name_of(&node))),
+            false => Danger::InUse(format!("{} is open in {holder}", name_of(&node.path))),
         };
         look.dangers.extend(holders.of(&node).map(open));
     }
@@ -123,25 +127,40 @@ impl Look {
             Err(error) => return Err(cannot_open(&path.display().to_string(), error)),
         };
         let held = holding(disk, &mut claim);
-        let held = held.with_context(|| format!("cannot read {}", path.display()))?;
-        self.dangers.extend(held.map(|what| Danger::Holds(format!("{name} {what}"))));
+        match held.with_context(|| format!("cannot read {}", path.display()))? {
+            Held::Nothing => {}
+            Held::Ours(what) => self.notes.push(format!("{name} holds {what}")),
+            Held::Other(what) => self.dangers.push(Danger::Holds(format!("{name} {what}"))),
+        }
         self.claims.push(claim);
         Ok(())
     }
 }
 
 /// What would be hidden or lost with a disk.
-fn holding(disk: &Disk, claim: &mut File) -> io::Result<Option<String>> {
+enum Held {
+    Nothing,
+    /// A pool of ours.
+    Ours(&'static str),
+    /// As the end of a sentence that begins with its name.
+    Other(String),
+}
+
+fn holding(disk: &Disk, claim: &mut File) -> io::Result<Held> {
     let partitions = usage::partitions(&disk.folder).len();
     if disk.bytes == 0 {
-        return Ok(Some("cannot be read by the kernel (an LBA format with metadata?)".to_owned()));
+        let why = "cannot be read by the kernel (an LBA format with metadata?)";
+        return Ok(Held::Other(why.to_owned()));
     }
     if partitions > 0 {
         let plural = if partitions == 1 { "" } else { "s" };
-        return Ok(Some(format!("holds {partitions} partition{plural}")));
+        return Ok(Held::Other(format!("holds {partitions} partition{plural}")));
     }
-    let found = signature::find(claim)?;
-    Ok(found.filter(|found| !signature::is_ours(found)).map(|what| format!("holds {what}")))
+    Ok(match signature::find(claim)? {
+        None => Held::Nothing,
+        Some(Found::Ours(what)) => Held::Ours(what),
+        Some(Found::Foreign(what)) => Held::Other(format!("holds {what}")),
+    })
 }
 
 /// An error that says what to do about permissions.

@@ -5,6 +5,8 @@ use crate::devices::binding::{self, Told};
 use crate::devices::fake::DRIVE;
 use crate::devices::machine::Machine;
 use crate::exit::Code;
+use crate::media::DeviceId;
+use std::path::Path;
 
 fn bind(machine: &mut FakeMachine, line: &str) -> anyhow::Result<Told> {
     binding::bind(&arguments(line).unwrap(), machine)
@@ -121,6 +123,30 @@ fn a_drive_in_use_is_never_taken_whatever_is_typed() {
     }
 }
 
+/// A container has its own names for devices, and a file can be gone while it is open.
+#[test]
+fn a_device_that_is_open_under_another_name_is_found_by_its_number() {
+    let number = DeviceId::of(Path::new("/dev/null")).unwrap();
+    assert_eq!(number, DeviceId::Character(1, 3));
+    let mut machine = FakeMachine::new();
+    machine.put("proc/40/comm", "other\n");
+    std::fs::create_dir_all(machine.path("proc/40/fd")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", machine.path("proc/40/fd/5")).unwrap();
+    machine.put("sys/class/nvme-generic/ng3n1/dev", "1:4\n");
+    bind(&mut machine, DRIVE).unwrap();
+    machine.put("sys/class/nvme-generic/ng3n1/dev", "1:3\n");
+    refused(&mut machine, "0000:03:00.0 --yes --confirm S3", &["ng3n1 is open in other (pid 40)"]);
+
+    let mut machine = FakeMachine::new();
+    bind(&mut machine, YES).unwrap();
+    machine.process(31, "forebayd", "somewhere/else");
+    std::fs::remove_file(machine.path("proc/31/fd/3")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", machine.path("proc/31/fd/3")).unwrap();
+    machine.put("sys/class/vfio/7/dev", "1:3\n");
+    let error = unbind(&mut machine, YES).unwrap_err();
+    assert!(error.to_string().contains("driven by forebayd (pid 31)"), "{error}");
+}
+
 #[test]
 fn a_mounted_partition_is_its_drives_use() {
     let mut machine = FakeMachine::new();
@@ -231,7 +257,8 @@ fn disk(at: usize, bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn a_pool_of_ours_needs_no_serial_number() {
     let mut machine = FakeMachine::new();
-    machine.put("dev/nvme3n1", disk(0, &forebayd::store::format::superblock::MAGIC));
+    let magic = forebayd::store::format::superblock::MAGIC;
+    machine.put("dev/nvme3n1", disk(3 << 20, &magic));
     bind(&mut machine, YES).unwrap();
     assert_eq!(machine.claims.get(), 1, "it was claimed while it was looked at");
 }
