@@ -5,7 +5,7 @@
 
 use crate::exit::{Code, Failure};
 use crate::media::{DeviceId, System, attribute, name_of, names, usage};
-use forebay_nvme::pci::{CLASS_NVME, Function, PciAddress, Sysfs};
+use forebay_nvme::pci::{CLASS_NVME, Function, PciAddress, Sysfs, shares_vfio_group};
 use std::fs;
 use std::path::PathBuf;
 
@@ -13,9 +13,6 @@ use std::path::PathBuf;
 pub(super) const KERNEL: &str = "nvme";
 /// The driver that hands a function to a process.
 pub(super) const VFIO: &str = "vfio-pci";
-/// Drivers beside VFIO's own that leave DMA alone, so that a group with them can be used (the
-/// kernel's VFIO documentation, "Groups, Devices, and IOMMUs").
-const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
 
 /// An NVMe controller.
 #[derive(Clone, Debug)]
@@ -132,7 +129,13 @@ impl Drive {
     pub(super) fn obstacles(&self) -> impl Iterator<Item = (PciAddress, &str)> {
         let held = self.neighbours.iter();
         held.filter_map(|(address, driver)| Some((*address, driver.as_deref()?)))
-            .filter(|(_, driver)| !HARMLESS.contains(driver) && !driver.ends_with(VFIO))
+            .filter(|(_, driver)| !shares_vfio_group(driver))
+    }
+
+    /// The file that VFIO gives to one process at a time, where vfio-pci has the drive.
+    pub(super) fn vfio_group(&self, system: &System) -> Option<PathBuf> {
+        let group = self.group.filter(|_| self.has_driver(VFIO))?;
+        Some(system.dev(format!("vfio/{group}")))
     }
 
     /// The files through which a process uses the drive: its block and namespace devices, or VFIO's.

@@ -36,6 +36,8 @@ pub(super) struct FakeMachine {
     pub(super) scan: usize,
     pub(super) pauses: usize,
     pub(super) claims: Cell<usize>,
+    /// How many partition tables were looked at again.
+    pub(super) rereads: Cell<usize>,
     /// What the drives say while the kernel's driver has them.
     pub(super) says: Rc<RefCell<Says>>,
     probing: Option<String>,
@@ -58,6 +60,7 @@ impl FakeMachine {
             scan: 0,
             pauses: 0,
             claims: Cell::new(0),
+            rereads: Cell::new(0),
             says: Rc::new(RefCell::new(Says::new())),
             probing: None,
             scanning: None,
@@ -229,6 +232,15 @@ impl Machine for FakeMachine {
         }
         self.claims.set(self.claims.get() + 1);
         File::open(device)
+    }
+
+    fn is_taken(&self, device: &Path) -> bool {
+        self.claimed.iter().any(|name| device.ends_with(name))
+    }
+
+    fn reread(&self, _disk: &File) -> io::Result<()> {
+        self.rereads.set(self.rereads.get() + 1);
+        Ok(())
     }
 
     fn admin(&self, drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>> {

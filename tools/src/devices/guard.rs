@@ -48,6 +48,11 @@ pub(super) struct Look {
 }
 
 impl Look {
+    /// Has the kernel look at the disks' partition tables again: theirs may be gone.
+    pub(super) fn reread(&self, machine: &impl Machine) -> io::Result<()> {
+        self.claims.iter().try_for_each(|claim| machine.reread(claim))
+    }
+
     /// Lets go of the disks.
     pub(super) fn release(&mut self) {
         self.claims.clear();
@@ -61,6 +66,9 @@ pub(super) fn look(
     holders: &Holders,
 ) -> anyhow::Result<Look> {
     let mut look = Look::default();
+    if drive.has_driver(VFIO) {
+        look.notes.push(format!("what it holds was not looked at: {VFIO} shows no disk"));
+    }
     look.dangers.extend(unseen(machine, drive));
     for disk in &drive.disks {
         look.disk(machine, disk)?;

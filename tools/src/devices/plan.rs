@@ -1,9 +1,10 @@
 //! The steps that bind a drive to vfio-pci or give it back, and carrying them out.
 //!
 //! Guarantees: every write is in the plan, so that the dry run shows all of it; a plan begins where
-//! the drive is, so that one for a drive that is bound already is empty, and one for a drive that an
-//! interruption left half-way ends the work; whatever was written so far, the plan of [`unbind`]
-//! leads back. A step that the kernel takes without doing it is told by the check at the end.
+//! the drive is, so that one for a drive that is bound already is empty; whatever was written so far,
+//! the plan of [`unbind`] leads back. [`bind`] begins only where the kernel's driver shows what a drive
+//! holds: that somebody once told vfio-pci to take it proves nothing. A step that the kernel takes
+//! without doing it is told by the check at the end.
 //!
 //! What breaks it: another program that binds the same drive in the same moment; the check tells.
 
@@ -82,8 +83,6 @@ fn refusals(drive: &Drive, together: &[PciAddress]) -> Vec<String> {
     let mut refused = Vec::new();
     match driver.as_deref() {
         Some(KERNEL) => {}
-        // A bind that was interrupted: it was looked at before.
-        None if drive.driver_override.as_deref() == Some(VFIO) => {}
         None => refused.push(format!(
             "has no driver, so that what it holds cannot be seen; give it to the kernel first: \
              forebay devices unbind {address} --yes"

@@ -329,6 +329,8 @@ fn a_drive_without_a_driver_has_to_be_looked_at_first() {
     let mut machine = FakeMachine::new();
     machine.function("0000:08:00.0", "0x010802", Some(9));
     refused(&mut machine, "08:00.0 --yes", &["has no driver", "devices unbind 0000:08:00.0 --yes"]);
+    machine.put("sys/bus/pci/devices/0000:08:00.0/driver_override", "vfio-pci\n");
+    refused(&mut machine, "08:00.0 --yes", &["has no driver"]);
     unbind(&mut machine, "08:00.0 --yes").unwrap();
     bind(&mut machine, "08:00.0 --yes").unwrap();
 }
@@ -345,9 +347,33 @@ fn a_daemons_drive_is_not_taken_from_it() {
     assert!(machine.log.is_empty());
 }
 
+/// One in a container, or of another user, shows no descriptors here; an unbind would wait for it.
+#[test]
+fn a_drive_whose_group_the_kernel_has_given_out_is_not_taken_back() {
+    let mut machine = FakeMachine::new();
+    bind(&mut machine, YES).unwrap();
+    machine.claimed = vec!["vfio/7"];
+    machine.log.clear();
+    let error = unbind(&mut machine, YES).unwrap_err();
+    assert_eq!(Code::of(&error), Code::Refused);
+    assert!(error.to_string().contains("driven by a process that is not seen here"), "{error}");
+    assert!(machine.log.is_empty());
+    machine.claimed.clear();
+    unbind(&mut machine, YES).unwrap();
+}
+
 #[test]
 fn an_interruption_anywhere_is_mended_by_unbind_and_finished_by_bind() {
-    for mend in [unbind, bind] {
+    // Without a driver nobody sees what the drive holds, so that only unbind leads on.
+    let both = |machine: &mut FakeMachine, line: &str| {
+        if machine.driver(DRIVE).is_none() {
+            let error = bind(machine, line).unwrap_err().to_string();
+            assert!(error.contains("has no driver"), "{error}");
+            unbind(machine, line)?;
+        }
+        bind(machine, line)
+    };
+    for mend in [unbind, both] {
         for died in 0.. {
             let mut machine = FakeMachine::new();
             std::fs::remove_dir(machine.path("sys/bus/pci/drivers/vfio-pci")).unwrap();
