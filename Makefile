@@ -2,7 +2,7 @@
 # user may, or named.
 
 FUZZ_SECONDS ?= 30
-# For `make bench`: --quick, --only engine|large|small|memory|disk
+# For `make bench`: --quick, --only engine|large|small|shm|memory|disk
 BENCH ?=
 
 .PHONY: help build demo test lint fuzz bench

@@ -1,0 +1,143 @@
+//! The mapping: the only place that touches shared memory.
+//!
+//! Guarantees: every access is inside the mapping; plain bytes are only ever *copied*, through raw
+//! pointers, between it and private memory; words are atomics. No reference to plain shared bytes
+//! exists, so the compiler may assume nothing about them, and whoever copies them out has values that
+//! nobody changes any more. What a copy holds that raced with the peer is any mix of old and new
+//! bytes: whoever reads it checks it.
+#![expect(
+    unsafe_code,
+    reason = "maps memory that another process writes; each block has its proof"
+)]
+
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+/// A page.
+pub(super) const PAGE_BYTES: usize = 4096;
+
+/// One shared mapping of a memfd.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    address: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: it is an address and a length; all access through `&Mapping` is atomic or copies plain
+// bytes that are expected to change at any time, by another process or another thread alike.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `bytes` of `memfd`. The caller has made sure that the file has them and can
+    /// never shrink: else an access would raise SIGBUS.
+    pub(super) fn new(memfd: BorrowedFd<'_>, bytes: usize) -> nix::Result<Self> {
+        let length = NonZeroUsize::new(bytes).ok_or(nix::Error::EINVAL)?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.
+        let address = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, memfd, 0) }?;
+        let mapping = Self { address: address.cast(), bytes };
+        // SAFETY: the range is this mapping, and the advice changes no content.
+        unsafe { madvise(address, bytes, MmapAdvise::MADV_DONTFORK) }?;
+        Ok(mapping)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The address of `offset`, of which `count` bytes lie inside.
+    fn at(&self, offset: usize, count: usize) -> *mut u8 {
+        assert!(offset <= self.bytes && count <= self.bytes - offset, "outside of the mapping");
+        // SAFETY: `offset` is within the mapping, by the assertion.
+        unsafe { self.address.as_ptr().add(offset) }
+    }
+
+    /// The 64-bit word at `offset`, a multiple of 8.
+    pub(super) fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(align_of::<AtomicU64>()));
+        let at = self.at(offset, size_of::<AtomicU64>()).cast::<u64>();
+        // SAFETY: valid for as long as `self`, and aligned, since the mapping is aligned to a page.
+        // Everybody who follows the layout accesses words atomically; one who does not is in another
+        // process, where this program's compiler cannot reason about it.
+        unsafe { AtomicU64::from_ptr(at) }
+    }
+
+    /// The 32-bit word at `offset`, a multiple of 4.
+    pub(super) fn half(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(align_of::<AtomicU32>()));
+        let at = self.at(offset, size_of::<AtomicU32>()).cast::<u32>();
+        // SAFETY: as in `word`.
+        unsafe { AtomicU32::from_ptr(at) }
+    }
+
+    /// Copies out of it.
+    pub(super) fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        let from = self.at(offset, into.len());
+        // SAFETY: `from` is readable for `into.len()` bytes, by `at`; `into` is this process's own
+        // memory and no part of the mapping, to which no reference is ever made. The source may change
+        // under the copy: any bytes are good ones, and nothing is read twice.
+        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Copies into it.
+    pub(super) fn copy_in(&self, offset: usize, from: &[u8]) {
+        let into = self.at(offset, from.len());
+        // SAFETY: as in `copy_out`, the other way round: nobody in this process has a reference to the
+        // bytes that are written.
+        unsafe { into.copy_from_nonoverlapping(from.as_ptr(), from.len()) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and no pointer into it outlives a method.
+        let result = unsafe { munmap(self.address.cast(), self.bytes) };
+        debug_assert!(result.is_ok(), "unmapping shared memory: {result:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::os::fd::AsFd;
+    use std::sync::atomic::Ordering;
+
+    fn pair() -> (Mapping, Mapping) {
+        let memfd = memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&memfd, 2 * PAGE_BYTES as i64).unwrap();
+        let map = || Mapping::new(memfd.as_fd(), 2 * PAGE_BYTES).unwrap();
+        (map(), map())
+    }
+
+    #[test]
+    fn what_one_side_writes_the_other_sees() {
+        let (one, other) = pair();
+        one.copy_in(PAGE_BYTES - 2, b"over the edge");
+        one.word(8).store(7, Ordering::Release);
+        let mut found = [0; 13];
+        other.copy_out(PAGE_BYTES - 2, &mut found);
+        assert_eq!(&found, b"over the edge");
+        assert_eq!(
+            (other.word(8).load(Ordering::Acquire), other.half(8).load(Ordering::Acquire)),
+            (7, 7)
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "outside of the mapping")]
+    fn an_access_across_the_end_panics() {
+        pair().0.copy_in(2 * PAGE_BYTES - 3, b"four");
+    }
+
+    #[test]
+    #[should_panic(expected = "outside of the mapping")]
+    fn an_offset_that_overflows_panics() {
+        pair().0.copy_out(usize::MAX, &mut [0; 4]);
+    }
+}
