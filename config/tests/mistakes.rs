@@ -349,7 +349,7 @@ fn shared_memory_may_not_take_the_admin_socket() {
     let same = both.replacen("[daemon]", "[daemon]\nadmin_socket = \"/run/a.1\"", 1);
     assert_eq!(
         messages(&same, 2),
-        ["f.toml:14: listener /run/a takes the path of the admin socket; write another path"]
+        ["f.toml:13: listener /run/a takes the path of the admin socket; write another path"]
     );
 }
 

@@ -17,8 +17,9 @@
 //!   eventfd would not do: `O_NONBLOCK` belongs to the open file, which the peer shares, so that a
 //!   hostile one could clear it, fill the counter, and have the reactor wait for ever.)
 //!
-//! What breaks it: nothing that a peer does. A peer that shares the server's user can signal and trace
-//! it, of course; the socket's mode says who may connect.
+//! What breaks it: nothing that a peer does to what it shares. A peer of the server's own user can
+//! signal and trace it, of course (the socket's mode says who may connect), and pages of an area that
+//! the server touches first count as the server's memory: up to [`AREA_BYTES_MAX`] a connection.
 //!
 //! From the bottom: `mapping` (the only memory access) and `socket` (descriptors) hold the `unsafe`;
 //! `ring`, `port` (sleep and wake), [`End`] (a stream over two rings), then [`Shm`] for the server and

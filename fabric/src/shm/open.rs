@@ -14,8 +14,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The only version there is.
 const VERSION: u16 = 1;
-/// The largest area that a server maps, in bytes.
-pub const AREA_BYTES_MAX: u64 = 1 << 30;
+/// The largest area that a server maps, in bytes: its pages count as memory of whoever touches them
+/// first, which may be the server.
+pub const AREA_BYTES_MAX: u64 = 256 << 20;
 /// Without these the memory could shrink under the server.
 const SEALS: SealFlag =
     SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);

@@ -17,7 +17,6 @@ use forebay_fabric::shm::Shm;
 use forebay_fabric::stream::tcp::Tcp;
 use forebay_fabric::stream::{Listener, StreamConfig, StreamTransport};
 use forebay_fabric::transport::Payload;
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -66,7 +65,7 @@ fn over_shm(machine: &Machine, load: Load, time: Duration) -> anyhow::Result<f64
     let folder = folder_in_memory(1)?;
     let path = folder.path().join("shm");
     let listen = || Ok((Shm::bind(&path, 0, 0o600)?, Endpoint::shm(0)));
-    retrieves_per_s(machine, listen, Address::shm(Path::new(&path)), load, time)
+    retrieves_per_s(machine, listen, Address::shm(&path), load, time)
 }
 
 /// A server on one core, a client on the other.
@@ -185,7 +184,7 @@ fn ask(address: Address, load: Load, time: Duration) -> anyhow::Result<f64> {
     let config = ClientConfig { queue_depth: load.depth, ..ClientConfig::new(vec![address]) };
     let mut client = Pipeline::connect(config)?;
     let (mut done, mut ended) = (Vec::new(), 0_u64);
-    let mut run = |client: &mut Pipeline, time: Duration| {
+    let mut run = |client: &mut Pipeline, time: Duration| -> anyhow::Result<f64> {
         let (began, before) = (now(), ended);
         while began.elapsed() < time {
             let key = b"a key of thirty-two bytes, so so";
