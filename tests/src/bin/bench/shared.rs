@@ -7,7 +7,6 @@
 
 use crate::Effort;
 use crate::machine::{Machine, folder_in_memory, free_address, now, on_core};
-use crate::metric::{Metrics, Rate};
 use anyhow::{Context as _, ensure};
 use forebay_fabric::Status;
 use forebay_fabric::client::{Address, ClientConfig, NamespaceId, Pipeline, Request};
@@ -17,6 +16,7 @@ use forebay_fabric::shm::Shm;
 use forebay_fabric::stream::tcp::Tcp;
 use forebay_fabric::stream::{Listener, StreamConfig, StreamTransport};
 use forebay_fabric::transport::Payload;
+use forebay_tests::measure::{Metrics, Rate};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -112,7 +112,7 @@ impl AsRef<[u8]> for Value {
 
 impl AsMut<[u8]> for Value {
     fn as_mut(&mut self) -> &mut [u8] {
-        Rc::make_mut(&mut self.0)
+        Rc::<Vec<u8>>::make_mut(&mut self.0)
     }
 }
 
