@@ -319,6 +319,28 @@ fn memory_without_seals_or_of_another_size_is_refused_in_words() {
     house.serves(&mut good, conn);
 }
 
+/// More descriptors than a message may bring: the kernel cuts it short, but hands over those that fit.
+#[test]
+fn descriptors_that_nobody_asked_for_do_not_stay_open() {
+    let mut house = House::new();
+    for count in [2, 3, 5, 60, 253] {
+        let raw = Raw { socket: dial(&house.path()), memory: File::open("/dev/null").unwrap() };
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let descriptors = vec![writer.as_raw_fd(); count];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let (fd, iov) = (raw.socket.as_raw_fd(), [IoSlice::new(&[7; 24])]);
+        sendmsg::<UnixAddr>(fd, &iov, &rights, MsgFlags::empty(), None).unwrap();
+        drop(writer);
+        house.turns(200);
+        let mut told = [0; 3];
+        let length = recv(raw.socket.as_raw_fd(), &mut told, MsgFlags::empty()).unwrap();
+        assert_eq!(told[..length], [1, Refusal::Message as u8], "{count}");
+        fcntl(&reader, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
+        let end = std::io::Read::read(&mut reader, &mut [0]);
+        assert_eq!(end.unwrap(), 0, "{count}: somebody still has the other end");
+    }
+}
+
 #[test]
 fn those_who_connect_and_say_nothing_keep_nobody_out() {
     let mut house = House::new();
@@ -388,7 +410,10 @@ fn a_socket_of_a_dead_daemon_is_replaced_and_a_living_one_is_not() {
     std::fs::write(folder.path().join("shm.0"), "precious").unwrap();
     assert!(Shm::bind(&path, 0, 0o600).is_err(), "a file is not replaced");
     std::fs::remove_file(folder.path().join("shm.0")).unwrap();
+    // Nor is another program's socket, even one of another kind.
+    let other = std::os::unix::net::UnixListener::bind(folder.path().join("shm.0")).unwrap();
+    assert!(Shm::bind(&path, 0, 0o600).is_err(), "somebody else listens there");
     // A daemon that dies leaves its socket behind.
-    drop(std::os::unix::net::UnixListener::bind(folder.path().join("shm.0")).unwrap());
+    drop(other);
     assert!(Shm::bind(&path, 0, 0o660).is_ok());
 }

@@ -19,7 +19,7 @@ pub type Wire = Box<dyn Transport<Buffer = DmaBuf>>;
 #[derive(Debug)]
 pub enum Listening {
     /// A port.
-    Tcp(Tcp),
+    Tcp(Box<Tcp>),
     /// A Unix socket.
     Shm(Shm),
 }
@@ -48,7 +48,7 @@ impl Listening {
                 let tcp = Tcp::bind(address).map_err(failed)?;
                 let address = tcp.local_addr().map_err(failed)?;
                 let endpoint = Endpoint::tcp(reactor, address);
-                Ok(Bound { listening: Self::Tcp(tcp), endpoint, shown: address.to_string() })
+                Ok(Bound { listening: Self::Tcp(tcp.into()), endpoint, shown: address.to_string() })
             }
             Listen::Shm { path, mode } => {
                 let address = format!("shm:{}", socket_path(path, reactor).display());
@@ -64,7 +64,7 @@ impl Listening {
     #[must_use]
     pub fn serve(self, config: StreamConfig) -> Wire {
         match self {
-            Self::Tcp(tcp) => Box::new(StreamTransport::new(tcp, config)),
+            Self::Tcp(tcp) => Box::new(StreamTransport::new(*tcp, config)),
             Self::Shm(shm) => Box::new(StreamTransport::new(shm, config)),
         }
     }

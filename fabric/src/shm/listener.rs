@@ -152,9 +152,11 @@ impl Shm {
         self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
         let (before, from) = self.watched.split_at(self.first);
         let had = events.len();
+        // Half of the room is the kernel's: new peers and ends come through, however many are busy.
+        let most = events.capacity() / 2;
         for Watched { token, port } in from.iter().chain(before) {
             let (readable, writable) = (port.has_input(), port.has_room_again());
-            if (readable || writable) && events.len() < events.capacity() {
+            if (readable || writable) && events.len() < most {
                 let hangup = port.is_hung();
                 events.push(Readiness { token: *token, readable, writable, hangup });
             }

@@ -14,7 +14,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 /// A page.
 pub(super) const PAGE_BYTES: usize = 4096;
@@ -81,7 +81,10 @@ impl Mapping {
         // SAFETY: `from` is readable for `into.len()` bytes, by `at`; `into` is this process's own
         // memory and no part of the mapping, to which no reference is ever made. The source may change
         // under the copy: any bytes are good ones, and nothing is read twice.
-        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
+        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        // Memory may have changed, for all the compiler knows: it cannot read the source again where
+        // the program reads the copy.
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// Copies into it.
@@ -106,7 +109,6 @@ mod tests {
     use super::*;
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use std::os::fd::AsFd;
-    use std::sync::atomic::Ordering;
 
     fn pair() -> (Mapping, Mapping) {
         let memfd = memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap();

@@ -4,26 +4,35 @@
 //! nobody asked for are closed. Datagrams (`SOCK_SEQPACKET`): the first one of a client is its
 //! [`super::open::Open`] with the memfd; a datagram of one byte rings; one of two bytes, from the
 //! server, refuses.
-#![expect(unsafe_code, reason = "takes ownership of descriptors that the kernel has just made")]
+#![expect(
+    unsafe_code,
+    reason = "takes ownership of descriptors that the kernel has just made, and has it name them"
+)]
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    UnixAddr, UnixCredentials, accept4, bind, connect, getsockopt, listen, recv, recvmsg, send,
-    sendmsg, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr,
+    UnixCredentials, accept4, bind, connect, getsockopt, listen, recv, send, sendmsg, socket,
+    sockopt,
 };
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
 /// Peers that the system lets wait to be accepted.
 const BACKLOG: i32 = 128;
-/// Descriptors that one message may bring here; further ones are closed by the kernel.
-const DESCRIPTORS_MAX: usize = 4;
+/// Room for what comes with a message: one descriptor is right, and the kernel closes those that do
+/// not fit.
+const CONTROL_BYTES: usize = 32;
 /// Rings that are taken off the socket in one go.
 const RINGS_MAX: usize = 64;
 const RING: [u8; 1] = [0];
+
+/// Aligned for the header of a control message.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+const _: () = assert!(align_of::<Control>() >= align_of::<libc::cmsghdr>());
 
 fn new() -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -44,7 +53,8 @@ pub(super) fn serve(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     }
     match std::fs::symlink_metadata(path) {
         Ok(there) if there.file_type().is_socket() => {
-            if dial(path).is_ok() {
+            // Whatever else is wrong, somebody may listen there: with a full backlog, say.
+            if dial(path).err() != Some(Errno::ECONNREFUSED) {
                 return Err(io::Error::other("a daemon that runs listens there"));
             }
             std::fs::remove_file(path)?;
@@ -61,7 +71,7 @@ pub(super) fn serve(path: &Path, mode: u32) -> io::Result<OwnedFd> {
 }
 
 /// Connects, or fails at once.
-pub(super) fn dial(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn dial(path: &Path) -> nix::Result<OwnedFd> {
     let fd = new()?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd)
@@ -96,18 +106,44 @@ pub(super) fn receive_open(
     fd: BorrowedFd<'_>,
     into: &mut [u8],
 ) -> nix::Result<(usize, Option<OwnedFd>)> {
-    let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-    let mut slices = [IoSliceMut::new(into)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<UnixAddr>(fd.as_raw_fd(), &mut slices, Some(&mut control), flags)?;
-    let mut owned = Vec::new();
-    for control in message.cmsgs().into_iter().flatten() {
-        if let ControlMessageOwned::ScmRights(descriptors) = control {
-            owned.extend(descriptors.into_iter().map(own));
-        }
-    }
+    let mut control = Control([0; CONTROL_BYTES]);
+    let mut piece = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: zeroes are a header that names nothing.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = CONTROL_BYTES;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: `piece` and `control` are this function's to write, as long as the header says.
+    let count = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
+    let count = Errno::result(count)? as usize;
+    let mut owned = descriptors(&message);
     let only = if owned.len() == 1 { owned.pop() } else { None };
-    Ok((message.bytes, only))
+    Ok((count, only))
+}
+
+/// Takes over every descriptor that came with a message which `recvmsg` has just filled in. Those of a
+/// message that was cut short as well: nix gives none of them out, and they would stay open for ever.
+fn descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut owned = Vec::new();
+    // SAFETY: `msg_control` is the buffer, and the kernel has written whole control messages into its
+    // first `msg_controllen` bytes; the next two walk from one to the next of these.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: as above; null behind the last one.
+    while let Some(header) = unsafe { next.as_ref() } {
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: `cmsg_len` counts the header and the descriptors behind it.
+            let (data, before) = unsafe { (libc::CMSG_DATA(header), libc::CMSG_LEN(0)) };
+            for number in 0..(header.cmsg_len - before as usize) / size_of::<RawFd>() {
+                // SAFETY: inside of this control message, by the bound.
+                owned.push(own(unsafe { data.cast::<RawFd>().add(number).read_unaligned() }));
+            }
+        }
+        // SAFETY: as above.
+        next = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    owned
 }
 
 /// Wakes the peer. A socket that is full has rings that the peer has not heard yet, and a broken one
