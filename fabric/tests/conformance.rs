@@ -100,8 +100,8 @@ struct ShmWire {
 
 impl ShmWire {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let shm = Shm::bind(&folder.path().join("shm"), 0, 0o600).unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
+        let shm = Shm::bind(&folder.path().join("shm"), 0, 0o600).expect("the path is free");
         Self { folder, transport: StreamTransport::new(shm, config()), now_us: 0 }
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Connection<S, B> {
     pub(super) in_dirty: bool,
     /// When bytes last left, or began to wait.
     pub(super) progress_us: u64,
+    /// Bytes in the peer's memory of which it has not been told.
+    pub(super) placed_bytes: usize,
 }
 
 impl<S: ByteStream, B: Buffer> Connection<S, B> {
@@ -61,6 +63,7 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
             in_ready: false,
             in_dirty: false,
             progress_us: now_us,
+            placed_bytes: 0,
         }
     }
 
@@ -113,6 +116,7 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
             && let Some(placed) = Response::placed(pdu, remote.length)
         {
             let mut address = remote.address;
+            self.placed_bytes += placed.data_length.get() as usize;
             for Payload { buffer, range } in payloads {
                 let bytes = &buffer.as_ref()[range];
                 let put = Some(memory).filter(|memory| memory.key() == remote.key);
@@ -179,6 +183,7 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
 
     /// Sends what the stream takes. Returns `true` if it would take more at once.
     pub(super) fn send(&mut self, now_us: u64, short_blocks: bool) -> bool {
+        self.placed_bytes = 0;
         match self.output.write_to(&mut self.stream, short_blocks) {
             Ok((sent, bytes)) => {
                 if bytes > 0 {

@@ -24,6 +24,8 @@ const EVENTS_MAX: usize = 256;
 /// Once so many bytes were read in one go it is the others' turn. Large enough that the answers to
 /// several large stores leave in one write.
 const BUDGET_BYTES: usize = 512 << 10;
+/// Once so many bytes lie in a peer's memory, it is told of them.
+const EARLY_BYTES: usize = 16 << 10;
 /// How often the connections that wait for their peer are looked at, in microseconds.
 const SWEEP_US: u64 = 100_000;
 
@@ -298,6 +300,21 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         self.watch_over();
     }
 
+    /// The peer takes its data out of its memory while this side puts the next there: without this,
+    /// each would wait until the other has moved all that is in flight.
+    fn send_early(&mut self, conn: ConnId) {
+        let now_us = self.now_us;
+        let Some(connection) = self.open(conn) else { return };
+        if connection.placed_bytes < EARLY_BYTES || !connection.writable {
+            return;
+        }
+        // It stays among the dirty ones, where what is left is seen to.
+        connection.send(now_us, L::SHORT_BLOCKS);
+        if connection.is_broken() {
+            self.report_soon(conn.slot);
+        }
+    }
+
     fn report_soon(&mut self, number: u16) {
         if let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() {
             mark(&mut self.ready, &mut connection.in_ready, number);
@@ -340,6 +357,7 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         payloads: &mut dyn Iterator<Item = Payload<B>>,
     ) {
         self.queue(conn, |connection| connection.push(pdu, remote, payloads));
+        self.send_early(conn);
     }
 
     fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, mut buffer: B) {

@@ -3,7 +3,8 @@
 //!
 //! The service answers every retrieve from memory, so that what is compared is the fabric: sessions,
 //! framing, checksums, and how the bytes move. What the whole daemon makes of it is measured in the
-//! part `small`, whose device is the larger share.
+//! part `small`, whose device is the larger share. Both sides poll and never sleep, as a reactor does
+//! that has work; another process on these cores takes its time from both alike.
 
 use crate::Effort;
 use crate::machine::{Machine, folder_in_memory, free_address, now, on_core};
@@ -174,7 +175,7 @@ fn serve<L: Listener>(listener: L, endpoint: Endpoint, load: Load, stop: &Atomic
         }
         server.flush(now_us);
         if !busy {
-            std::thread::yield_now();
+            std::hint::spin_loop();
         }
     }
 }
@@ -194,7 +195,7 @@ fn ask(address: Address, load: Load, time: Duration) -> anyhow::Result<f64> {
                     .is_ok()
             {}
             if client.poll(&mut done, 0)? == 0 {
-                std::thread::yield_now();
+                std::hint::spin_loop();
             }
             for one in done.drain(..) {
                 let whole = one.status == Status::Ok && one.data.len() == load.bytes;
