@@ -31,7 +31,7 @@ use zerocopy::little_endian::{U32, U64};
 /// Bytes of a response's fixed part.
 const RESPONSE_BYTES: usize = size_of::<Response>();
 /// How much is copied out of lent memory before its checksum is computed: it is in the cache then.
-const COPY_BYTES: usize = 8 << 10;
+const COPY_BYTES: usize = 64 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {

@@ -137,7 +137,7 @@ impl Memory for ShmStream {
 
     fn put(&mut self, lent: Lent, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= lent.bytes as usize, "more than was lent");
-        self.end.port.map.copy_in(AREA + lent.address as usize + offset, from);
+        self.end.port.map.stream_in(AREA + lent.address as usize + offset, from);
     }
 
     fn get(&self, lent: Lent, offset: usize, into: &mut [u8]) {
@@ -151,26 +151,43 @@ impl Memory for ShmStream {
     }
 }
 
-/// Which pages of the area are lent: a bit each. The first that fit are taken, so that a client which
-/// keeps few in flight uses few pages, and those stay in the caches.
+/// Pages that are lent in turn before the first one's turn is again: 2 MiB. The server writes into a
+/// page twice as fast if the client's own cache has forgotten it meanwhile; more would leave the cache
+/// that both share.
+const TURN_PAGES: usize = 512;
+
+/// Which pages of the area are lent: a bit each. The first that fit behind those which were lent last
+/// are taken, and from the beginning again after [`TURN_PAGES`], so that a client which keeps few in
+/// flight uses few pages.
 #[derive(Debug)]
 struct Pages {
     lent: Box<[u64]>,
     count: usize,
+    /// Where the next search begins.
+    next: usize,
 }
 
 impl Pages {
     fn new(count: usize) -> Self {
-        Self { lent: vec![0; count.div_ceil(64)].into_boxed_slice(), count }
+        Self { lent: vec![0; count.div_ceil(64)].into_boxed_slice(), count, next: 0 }
     }
 
     fn is_lent(&self, page: usize) -> bool {
         self.lent[page / 64] >> (page % 64) & 1 != 0
     }
 
-    /// The first `count` free pages in a row.
+    /// `count` free pages in a row.
     fn take(&mut self, count: usize) -> Option<usize> {
-        let (mut start, mut page) = (0, 0);
+        let from = std::mem::take(&mut self.next);
+        let start = self.find(from, count).or_else(|| self.find(0, count))?;
+        self.set(start, count, true);
+        self.next = if start + count < TURN_PAGES { start + count } else { 0 };
+        Some(start)
+    }
+
+    /// The first `count` free pages in a row, from `start` on.
+    fn find(&self, mut start: usize, count: usize) -> Option<usize> {
+        let mut page = start;
         while page < self.count {
             if page.is_multiple_of(64) && self.lent[page / 64] == u64::MAX {
                 page += 64;
@@ -184,7 +201,6 @@ impl Pages {
                 }
             }
             if page.min(self.count) >= start + count {
-                self.set(start, count, true);
                 return Some(start);
             }
         }
@@ -216,7 +232,7 @@ mod tests {
     fn pages_that_are_lent_never_overlap_and_all_come_back() {
         for seed in 0..50 {
             let mut rng = fastrand::Rng::with_seed(seed);
-            let count = rng.usize(1..400);
+            let (count, mut next) = (rng.usize(1..1000), 0);
             let mut pages = Pages::new(count);
             let (mut model, mut held) = (vec![false; count], Vec::new());
             for _ in 0..1000 {
@@ -224,8 +240,11 @@ mod tests {
                     let wanted =
                         if rng.u8(..5) == 0 { rng.usize(1..=count) } else { rng.usize(1..8) };
                     let fits = |start: &usize| !model[*start..*start + wanted].contains(&true);
-                    let expected = (0..(count + 1).saturating_sub(wanted)).find(fits);
+                    let places = (count + 1).saturating_sub(wanted);
+                    let expected = (next..places).chain(0..places).find(fits);
                     assert_eq!(pages.take(wanted), expected, "seed {seed}: {wanted} of {count}");
+                    next = expected.map_or(0, |start| start + wanted);
+                    next = if next < TURN_PAGES { next } else { 0 };
                     if let Some(start) = expected {
                         model[start..start + wanted].fill(true);
                         held.push((start, wanted));

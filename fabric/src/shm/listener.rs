@@ -325,7 +325,7 @@ impl PeerMemory for ShmServerStream {
 
     fn put(&self, address: u64, from: &[u8]) -> Option<()> {
         let offset = self.place(address, from.len())?;
-        self.0.port.map.copy_in(offset, from);
+        self.0.port.map.stream_in(offset, from);
         Some(())
     }
 }

