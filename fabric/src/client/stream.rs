@@ -44,6 +44,12 @@ pub trait Memory {
     /// If that is more than was lent.
     fn get(&self, lent: Lent, offset: usize, into: &mut [u8]);
 
+    /// A hint that `count` bytes of a piece will be copied out soon.
+    ///
+    /// # Panics
+    /// If that is more than was lent.
+    fn prefetch(&self, lent: Lent, offset: usize, count: usize);
+
     /// Takes a piece back: the server has answered.
     fn take_back(&mut self, lent: Lent);
 }

@@ -145,6 +145,11 @@ impl Memory for ShmStream {
         self.end.port.map.copy_out(AREA + lent.address as usize + offset, into);
     }
 
+    fn prefetch(&self, lent: Lent, offset: usize, count: usize) {
+        assert!(offset + count <= lent.bytes as usize, "more than was lent");
+        self.end.port.map.prefetch(AREA + lent.address as usize + offset, count);
+    }
+
     fn take_back(&mut self, lent: Lent) {
         let count = (lent.bytes as usize).div_ceil(PAGE_BYTES);
         self.pages.give(lent.address as usize / PAGE_BYTES, count);

@@ -97,7 +97,6 @@ impl Mapping {
 }
 
 /// What a processor moves between caches at a time.
-#[cfg(target_arch = "x86_64")]
 const LINE_BYTES: usize = 64;
 
 impl Mapping {
@@ -116,6 +115,21 @@ impl Mapping {
         // Before this, these stores are in no order with later ones, not even with a release.
         // SAFETY: every x86-64 processor has SSE.
         unsafe { _mm_sfence() };
+    }
+
+    /// `count` bytes from `offset` on will be copied out soon: a hint, which reads nothing.
+    pub(super) fn prefetch(&self, offset: usize, count: usize) {
+        let from = self.at(offset, count);
+        for line in (0..count).step_by(LINE_BYTES) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: inside of the mapping, by `at`; every x86-64 processor has SSE.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(from.add(line).cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _: (*mut u8, usize) = (from, line);
+        }
     }
 
     /// Elsewhere it is an ordinary copy.
