@@ -7,7 +7,7 @@
 
 use super::batch::Limits;
 use super::request::{NamespaceId, Target, Ticket};
-use crate::pdu::{Command, Item, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
+use crate::pdu::{Command, Item, ItemResult, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
 use bytes::Bytes;
 use zerocopy::little_endian::{U32, U64};
 
@@ -149,6 +149,17 @@ impl Operation {
     /// Bytes of the capsule without its data.
     pub(super) fn capsule_bytes(&self) -> usize {
         size_of::<Command>() + size_of_val(self.items.as_slice()) + self.keys.len()
+    }
+
+    /// Bytes of memory that the server needs on this side: what is sent, or what may come back.
+    pub(super) fn memory_bytes(&self) -> usize {
+        if self.opcode.sends_data() {
+            return self.value_bytes as usize;
+        }
+        match self.data_length as usize {
+            0 => 0,
+            bytes => bytes + self.items.len() * size_of::<ItemResult>(),
+        }
     }
 
     /// The command as it travels now; still to be sealed.

@@ -4,26 +4,26 @@
 //! submitted since the last one leaves together. Nothing is allocated per request once all windows
 //! have been full, if the caller gives each [`Done`] back.
 
+use super::address::Address;
 use super::error::ClientError;
 use super::request::{Done, Request, Ticket};
 use super::router::{ClientCounters, Rewired, Router};
-use super::tcp::TcpConnector;
+use super::stream::Stream;
+use super::system::SystemConnector;
 use super::{ClientConfig, NamespaceId};
 use std::cell::Cell;
-use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::io;
 
 /// The client's surroundings: makes connections, waits for them, and knows the time.
 pub trait Connector {
-    /// A connection. Reads and writes never block: where they would, they end in
-    /// [`io::ErrorKind::WouldBlock`], also while it is still being established.
-    type Stream: Read + Write;
+    /// A connection; reads and writes would block while it is still being established.
+    type Stream: Stream;
 
     /// Starts a connection to `address`.
     ///
     /// # Errors
     /// It could not even be started, or was refused at once.
-    fn connect(&mut self, address: SocketAddr) -> io::Result<Self::Stream>;
+    fn connect(&mut self, address: &Address) -> io::Result<Self::Stream>;
 
     /// Waits until a stream can be read, or one whose slot wants to write can be written, but no
     /// longer than `timeout_us`; marks those that can be read, or have failed, as ready.
@@ -54,19 +54,19 @@ impl<S> Default for Slot<S> {
 }
 
 /// A client that keeps many requests in flight; see the module.
-pub struct Pipeline<C: Connector = TcpConnector> {
+pub struct Pipeline<C: Connector = SystemConnector> {
     connector: C,
     router: Router,
     slots: Vec<Slot<C::Stream>>,
 }
 
 impl Pipeline {
-    /// Connects over TCP to every reactor of the server.
+    /// Connects to every reactor of the server, over TCP or shared memory as its address says.
     ///
     /// # Errors
     /// [`ClientError`] says which address and why.
     pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
-        Self::connect_with(config, TcpConnector::new())
+        Self::connect_with(config, SystemConnector::new())
     }
 }
 
@@ -200,7 +200,7 @@ impl<C: Connector> Pipeline<C> {
         let slot = &mut self.slots[index];
         if slot.stream.is_none() {
             let Some(address) = self.router.wants_connection(index, now_us) else { return false };
-            match self.connector.connect(address) {
+            match self.connector.connect(&address) {
                 Ok(stream) => slot.stream = Some(stream),
                 Err(error) => return self.router.lost(index, now_us, error.into()),
             }

@@ -8,8 +8,8 @@ use super::session::{Session, State, Step};
 use super::{Counters, RequestId, ServerConfig, Service};
 use crate::Status;
 use crate::pdu::{
-    Auth, CAPSULE_BYTES_MIN, Cancel, Capsule, DecodeError, GoAway, GoAwayReason, Hello, Opcode,
-    Outcome, PduType, Ping, Response, VERSION, Welcome, features,
+    Auth, CAPSULE_BYTES_MIN, Cancel, Capsule, DecodeError, GoAway, GoAwayReason, Hello, ItemResult,
+    Opcode, Outcome, PduType, Ping, Response, VERSION, Welcome, features,
 };
 use crate::transport::{CloseReason, ConnId, RemoteMemory};
 use zerocopy::IntoBytes;
@@ -211,11 +211,7 @@ impl Core {
         let slot = &mut session.slots[usize::from(cid)];
         slot.generation = slot.generation.wrapping_add(1);
         slot.active = true;
-        slot.remote = RemoteMemory {
-            address: capsule.command.address.get(),
-            key: capsule.command.memory_key.get(),
-            length: capsule.command.data_length.get(),
-        };
+        (slot.from, slot.into) = memory(&capsule);
         let id = RequestId { conn, cid, generation: slot.generation };
         service.request(id, &capsule, deadline_us);
         Ok(())
@@ -285,7 +281,7 @@ impl Core {
             self.zombies = self.zombies.saturating_sub(1);
             return None;
         };
-        let (remote, credit_limit) = (slot.remote, session.queue_depth);
+        let (remote, credit_limit) = (slot.into, session.queue_depth);
         self.release(id.conn, id.cid);
         Some((remote, credit_limit))
     }
@@ -342,6 +338,20 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// The memory that a command's data comes from, and the one that its answer's data goes into: a
+/// command that sends data names the first, every other one the second.
+fn memory(capsule: &Capsule<'_>) -> (RemoteMemory, RemoteMemory) {
+    let Capsule { command, opcode, items, .. } = capsule;
+    let length = command.data_length.get();
+    let named =
+        RemoteMemory { address: command.address.get(), key: command.memory_key.get(), length };
+    if opcode.is_some_and(Opcode::sends_data) {
+        return (named, RemoteMemory::default());
+    }
+    let results = (items.len() * size_of::<ItemResult>()) as u32;
+    (named, RemoteMemory { length: length.saturating_add(results), ..named })
 }
 
 /// The features without which an opcode is not spoken.
@@ -425,7 +435,7 @@ impl Core {
         let slot = &mut session.slots[usize::from(cid)];
         slot.pulling = false;
         let (active, id) = (slot.active, RequestId { conn, cid, generation: slot.pull_generation });
-        let length = slot.remote.length;
+        let length = slot.from.length;
         if complete {
             session.heard_us = now_us;
             self.counters.bytes_in += u64::from(length);

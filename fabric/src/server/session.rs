@@ -99,7 +99,9 @@ pub(super) struct Slot {
     /// The generation of the command that pulls.
     pub(super) pull_generation: u32,
     /// Where the command's data lies at the client.
-    pub(super) remote: RemoteMemory,
+    pub(super) from: RemoteMemory,
+    /// Where the answer's data goes.
+    pub(super) into: RemoteMemory,
 }
 
 #[derive(Debug)]
