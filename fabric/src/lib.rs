@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod client;
 pub mod conformance;
 pub mod pdu;
+pub mod rdma;
 pub mod route;
 pub mod server;
 pub mod status;

@@ -1,0 +1,3 @@
+//! The RDMA transport over simulated verbs.
+
+mod conformance;
