@@ -15,6 +15,8 @@ pub mod server;
 pub mod status;
 pub mod stream;
 pub mod transport;
+#[cfg(feature = "rdma")]
+pub mod verbs;
 
 pub use status::Status;
 

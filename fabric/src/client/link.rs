@@ -21,9 +21,12 @@ use crate::pdu::{
     GoAwayReason, Hello, ItemResult, Offer, Outcome, PduType, Ping, QUEUE_DEPTH_MAX,
     ReadyToTransfer, Response, VERSION, Welcome, crc32c, response_flags,
 };
+use crate::rdma::client::Lend;
+use crate::transport::RemoteMemory;
 use bytes::Bytes;
 use std::io::{self, Read, Write};
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U32, U64};
 
 /// Bytes of a response's fixed part.
 const RESPONSE_BYTES: usize = size_of::<Response>();
@@ -183,7 +186,13 @@ impl Link {
     }
 
     /// Queues the command of `id`. The caller has asked [`Link::can_send`].
-    pub(super) fn send_command(&mut self, id: OpId, ops: &mut Operations, now_us: u64) {
+    pub(super) fn send_command(
+        &mut self,
+        id: OpId,
+        ops: &mut Operations,
+        lend: &mut dyn FnMut(u16, Lend<'_>) -> Option<RemoteMemory>,
+        now_us: u64,
+    ) {
         let Some(cid) = self.free.pop() else { unreachable!("credits are never above the depth") };
         self.cids[usize::from(cid)] = Some(id);
         let op = &mut ops[id];
@@ -191,13 +200,22 @@ impl Link {
         op.was_sent = true;
         op.transferred = 0;
         let left_us = op.deadline_us.saturating_sub(now_us).clamp(1, u32::MAX.into());
-        let command = op.command(cid, left_us as u32);
-        self.encode(op, command);
-    }
-
-    fn encode(&mut self, op: &Operation, mut command: Command) {
+        let mut command = op.command(cid, left_us as u32);
         let in_capsule = op.value_bytes > 0
             && op.capsule_bytes() + op.value_bytes as usize <= self.capsule_bytes;
+        let wanted = match op.landing_bytes() {
+            _ if op.value_bytes > 0 && !in_capsule => Some(Lend::Send(&op.values)),
+            0 => None,
+            bytes => Some(Lend::Receive(bytes)),
+        };
+        if let Some(memory) = wanted.and_then(|wanted| lend(cid, wanted)) {
+            command.address = U64::new(memory.address);
+            command.memory_key = U32::new(memory.key);
+        }
+        self.encode(op, command, in_capsule);
+    }
+
+    fn encode(&mut self, op: &Operation, mut command: Command, in_capsule: bool) {
         let data: &[u8] = match op.values.as_slice() {
             [value] if in_capsule => value,
             values if in_capsule => {

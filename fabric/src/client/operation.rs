@@ -7,7 +7,7 @@
 
 use super::batch::Limits;
 use super::request::{NamespaceId, Target, Ticket};
-use crate::pdu::{Command, Item, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
+use crate::pdu::{Command, Item, ItemResult, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
 use bytes::Bytes;
 use zerocopy::little_endian::{U32, U64};
 
@@ -149,6 +149,14 @@ impl Operation {
     /// Bytes of the capsule without its data.
     pub(super) fn capsule_bytes(&self) -> usize {
         size_of::<Command>() + size_of_val(self.items.as_slice()) + self.keys.len()
+    }
+
+    /// Bytes that the answer may have where the client names memory for it (PROTOCOL.md, "RDMA").
+    pub(super) fn landing_bytes(&self) -> usize {
+        if self.value_bytes > 0 {
+            return 0;
+        }
+        self.data_length as usize + size_of::<ItemResult>() * self.items.len()
     }
 
     /// The command as it travels now; still to be sealed.

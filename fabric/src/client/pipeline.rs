@@ -9,6 +9,8 @@ use super::request::{Done, Request, Ticket};
 use super::router::{ClientCounters, Rewired, Router};
 use super::tcp::TcpConnector;
 use super::{ClientConfig, NamespaceId};
+use crate::rdma::client::Lend;
+use crate::transport::RemoteMemory;
 use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -34,6 +36,17 @@ pub trait Connector {
 
     /// Monotonic microseconds.
     fn now_us(&mut self) -> u64;
+
+    /// Memory that the server reads the data of command `cid` from, or writes it to; `None` where
+    /// data travels in the stream. It stays lent until the response, or the end of the stream.
+    fn lend(
+        &mut self,
+        _stream: &mut Self::Stream,
+        _cid: u16,
+        _lend: Lend<'_>,
+    ) -> Option<RemoteMemory> {
+        None
+    }
 }
 
 /// One link's stream, as [`Connector::wait`] sees it.
@@ -207,7 +220,9 @@ impl<C: Connector> Pipeline<C> {
             self.router.opened(index, now_us);
         }
         let Some(stream) = &mut slot.stream else { return false };
-        let mut moved = self.router.write(index, stream, now_us);
+        let connector = &mut self.connector;
+        let mut lend = |stream: &mut C::Stream, cid, what: Lend<'_>| connector.lend(stream, cid, what);
+        let mut moved = self.router.write(index, stream, &mut lend, now_us);
         let link = &self.router.peers[index].link;
         slot.wants_write = link.is_blocked();
         if (read_all || slot.ready.get()) && !link.is_closed() {

@@ -27,7 +27,9 @@ use crate::pdu::{
     CAPSULE_BYTES_MAX, CAPSULE_BYTES_MIN, KEY_BYTES, Offer, Opcode, QUEUE_DEPTH_MAX, VERSION,
     Welcome, features,
 };
+use crate::rdma::client::Lend;
 use crate::route::shard_of;
+use crate::transport::RemoteMemory;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -40,6 +42,10 @@ const REDIRECTS_MAX: u8 = 3;
 const RECEIVE_BYTES_MIN: usize = 128 << 10;
 /// Bits of a token that count; the others name the client.
 const TOKEN_COUNTER_BITS: u32 = 40;
+
+/// Asks whoever made a stream for memory: see [`super::Connector::lend`].
+pub(super) type Lender<'a, W> =
+    dyn FnMut(&mut W, u16, Lend<'_>) -> Option<RemoteMemory> + 'a;
 
 /// What has happened so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -249,8 +255,14 @@ impl Router {
     // ---- one link's turn --------------------------------------------------------------------
 
     /// Sends what there is to send, with one write. `true` if anything left.
-    pub(super) fn write<W: Write>(&mut self, index: usize, stream: &mut W, now_us: u64) -> bool {
-        self.dispatch(index, now_us);
+    pub(super) fn write<W: Write>(
+        &mut self,
+        index: usize,
+        stream: &mut W,
+        lend: &mut Lender<'_, W>,
+        now_us: u64,
+    ) -> bool {
+        self.dispatch(index, &mut |cid, what| lend(stream, cid, what), now_us);
         match self.peers[index].link.write(stream, now_us) {
             Ok(count) => {
                 self.counters.sent_bytes += count as u64;
@@ -260,7 +272,12 @@ impl Router {
         }
     }
 
-    fn dispatch(&mut self, index: usize, now_us: u64) {
+    fn dispatch(
+        &mut self,
+        index: usize,
+        lend: &mut dyn FnMut(u16, Lend<'_>) -> Option<RemoteMemory>,
+        now_us: u64,
+    ) {
         let peer = &mut self.peers[index];
         if now_us < peer.resume_at_us {
             return;
@@ -268,7 +285,7 @@ impl Router {
         while peer.link.can_send()
             && let Some(id) = peer.backlog.pop_front()
         {
-            peer.link.send_command(id, &mut self.ops, now_us);
+            peer.link.send_command(id, &mut self.ops, lend, now_us);
         }
     }
 

@@ -8,8 +8,8 @@ use super::session::{Session, State, Step};
 use super::{Counters, RequestId, ServerConfig, Service};
 use crate::Status;
 use crate::pdu::{
-    Auth, CAPSULE_BYTES_MIN, Cancel, Capsule, DecodeError, GoAway, GoAwayReason, Hello, Opcode,
-    Outcome, PduType, Ping, Response, VERSION, Welcome, features,
+    Auth, CAPSULE_BYTES_MIN, Cancel, Capsule, DecodeError, GoAway, GoAwayReason, Hello, ItemResult,
+    Opcode, Outcome, PduType, Ping, Response, VERSION, Welcome, features,
 };
 use crate::transport::{CloseReason, ConnId, RemoteMemory};
 use zerocopy::IntoBytes;
@@ -214,8 +214,9 @@ impl Core {
         slot.remote = RemoteMemory {
             address: capsule.command.address.get(),
             key: capsule.command.memory_key.get(),
-            length: capsule.command.data_length.get(),
+            length: remote_bytes(&capsule),
         };
+        slot.lands = capsule.opcode.is_some_and(lands);
         let id = RequestId { conn, cid, generation: slot.generation };
         service.request(id, &capsule, deadline_us);
         Ok(())
@@ -285,7 +286,9 @@ impl Core {
             self.zombies = self.zombies.saturating_sub(1);
             return None;
         };
-        let (remote, credit_limit) = (slot.remote, session.queue_depth);
+        // The memory that a client sends from is never written to.
+        let remote = if slot.lands { slot.remote } else { RemoteMemory::default() };
+        let credit_limit = session.queue_depth;
         self.release(id.conn, id.cid);
         Some((remote, credit_limit))
     }
@@ -342,6 +345,30 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// Bytes of the client's memory that a command names: what it sends, or room for the answer.
+fn remote_bytes(capsule: &Capsule<'_>) -> u32 {
+    let data_bytes = capsule.command.data_length.get();
+    match capsule.opcode {
+        Some(Opcode::Store) => data_bytes,
+        // A batch's answer begins with the item results.
+        _ => data_bytes.saturating_add((size_of::<ItemResult>() * capsule.items.len()) as u32),
+    }
+}
+
+/// The memory that such a command names is for its answer.
+fn lands(opcode: Opcode) -> bool {
+    matches!(
+        opcode,
+        Opcode::Retrieve
+            | Opcode::List
+            | Opcode::Delete
+            | Opcode::Exist
+            | Opcode::CheckpointList
+            | Opcode::CheckpointManifest
+            | Opcode::CheckpointRead
+    )
 }
 
 /// The features without which an opcode is not spoken.

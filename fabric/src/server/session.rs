@@ -98,8 +98,10 @@ pub(super) struct Slot {
     pub(super) pulling: bool,
     /// The generation of the command that pulls.
     pub(super) pull_generation: u32,
-    /// Where the command's data lies at the client.
+    /// Where the command's data lies at the client, or room for the answer.
     pub(super) remote: RemoteMemory,
+    /// It is room for the answer.
+    pub(super) lands: bool,
 }
 
 #[derive(Debug)]

@@ -1,0 +1,288 @@
+//! Seeded runs over a fabric on which everything goes wrong: nothing hangs past its deadline, nothing
+//! leaks, and every operation ends once, well or reported.
+//!
+//! `FOREBAY_RDMA_RUNS` is how many seeds there are.
+
+use crate::house::{House, address, connect};
+use bytes::Bytes;
+use forebay_fabric::Status;
+use forebay_fabric::client::{NamespaceId, Request};
+use forebay_fabric::conformance::Peer;
+use forebay_fabric::pdu::{Auth, Command, Hello, Offer, Opcode, PduType, VERSION};
+use forebay_fabric::rdma::client::{Hub, client_shape};
+use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeVerbs};
+use forebay_fabric::rdma::{Event, LinePeer, Note, Provider, Shape};
+use forebay_fabric::transport::RemoteMemory;
+use std::collections::BTreeMap;
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U32, U64};
+
+const NS: NamespaceId = NamespaceId(16);
+const TIMEOUT_US: u32 = 400_000;
+
+fn runs() -> u64 {
+    std::env::var("FOREBAY_RDMA_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+}
+
+/// A value that names its key and version, so that any mixture shows.
+fn value(key: u8, version: u32, length: usize) -> Vec<u8> {
+    let mut rng = fastrand::Rng::with_seed(u64::from(version) << 8 | u64::from(key));
+    (0..length).map(|_| rng.u8(..)).collect()
+}
+
+/// One run: a client stores and retrieves while queue pairs fail, connections are cut, packets are
+/// lost, and now and then the server starts anew.
+fn run(seed: u64) {
+    let house = House::new(seed, FakeProfile::kind());
+    let mut pipeline = connect(&house, seed);
+    house.borrow().net.set_profile(FakeProfile::rough());
+    let mut rng = fastrand::Rng::with_seed(seed);
+    // What a retrieve may find: every version that was ever sent and not surely refused.
+    let mut sent: BTreeMap<u8, Vec<(u32, usize)>> = BTreeMap::new();
+    let mut open: BTreeMap<u64, (u64, Option<u8>)> = BTreeMap::new();
+    let mut done = Vec::new();
+    for number in 0..60u32 {
+        let key = rng.u8(..8);
+        let length = if rng.u8(..6) == 0 { rng.usize(..300_000) } else { rng.usize(..9_000) };
+        let now_us = pipeline.now_us();
+        let name = [key];
+        let tag = u64::from(number);
+        let request = if rng.bool() {
+            sent.entry(key).or_default().push((number, length));
+            open.insert(tag, (now_us, None));
+            Request::store(NS, &name, Bytes::from(value(key, number, length)))
+        } else {
+            open.insert(tag, (now_us, Some(key)));
+            Request::retrieve(NS, &name, 0, u32::MAX)
+        };
+        let request = request.with_tag(tag).with_timeout_us(TIMEOUT_US);
+        if pipeline.submit(request).is_err() {
+            open.remove(&tag);
+        }
+        if rng.u8(..4) == 0 {
+            pipeline.poll(&mut done, 500).unwrap();
+        }
+        if rng.u8(..80) == 0 {
+            let mut house = house.borrow_mut();
+            house.server = None;
+            house.start();
+        }
+    }
+    while pipeline.in_flight() > 0 {
+        pipeline.poll(&mut done, 50_000).unwrap();
+    }
+    let now_us = pipeline.now_us();
+    for done in &done {
+        let (began_us, key) = open.remove(&done.tag).expect("an operation that ended twice");
+        assert!(now_us < began_us + 20 * u64::from(TIMEOUT_US), "seed {seed}: a hang");
+        match (key, done.status) {
+            (_, Status::Timeout | Status::Disconnected) => {}
+            (Some(_), Status::NotFound) | (None, Status::Ok) => {}
+            (Some(key), Status::Ok) => {
+                let known = sent.get(&key).into_iter().flatten();
+                let mut known = known.map(|(version, length)| value(key, *version, *length));
+                assert!(known.any(|value| value == done.data), "seed {seed}: wrong bytes");
+            }
+            other => panic!("seed {seed}: {other:?}"),
+        }
+    }
+    assert!(open.is_empty(), "seed {seed}: {open:?} never ended");
+    drop(pipeline);
+    settle(&house, seed);
+}
+
+/// After the last client: no queue pair, no region and no buffer is left.
+fn settle(house: &crate::house::SharedHouse, seed: u64) {
+    for _ in 0..100 {
+        house.borrow().net.advance(50_000);
+        house.borrow_mut().step();
+    }
+    let house = house.borrow();
+    assert_eq!(house.net.queue_pairs(), 0, "seed {seed}: a queue pair leaked");
+    assert_eq!(house.net.regions(), 0, "seed {seed}: a region leaked");
+    assert_eq!(house.desk.live.get(), 0, "seed {seed}: a buffer leaked");
+    let server = house.server.as_ref().expect("a server");
+    assert_eq!(server.transport().connections(), 0, "seed {seed}: a connection leaked");
+    assert!(server.is_idle(), "seed {seed}: something is in flight");
+}
+
+#[test]
+fn nothing_hangs_leaks_or_ends_twice_on_a_rough_fabric() {
+    for seed in 0..runs() {
+        run(seed);
+    }
+}
+
+type RawPeer = LinePeer<FakeVerbs<Vec<u8>>, Box<dyn FnMut() -> u64>>;
+
+/// A client of bytes, through the handshake.
+fn raw_peer(house: &crate::house::SharedHouse, shape: Shape) -> RawPeer {
+    let net = house.borrow().net.clone();
+    let hub = Hub::new(net.process(), shape);
+    let line = hub.connect(address()).unwrap();
+    let clock = net.clone();
+    let mut peer: RawPeer = LinePeer::new(hub, line, Box::new(move || clock.now_us()));
+    let offer = Offer {
+        versions: VERSION..=VERSION,
+        features: 0,
+        client_id: [3; 16],
+        queue_depth: 8,
+        capsule_bytes: 4096,
+        keep_alive_ms: 500,
+    };
+    peer.send(Hello::new(&offer).as_bytes());
+    peer.send(Auth::none(PduType::Auth).as_bytes());
+    until(house, &mut peer, |peer| peer.received().len() >= 2 || peer.is_closed());
+    peer
+}
+
+fn until(
+    house: &crate::house::SharedHouse,
+    peer: &mut RawPeer,
+    mut done: impl FnMut(&mut RawPeer) -> bool,
+) {
+    for _ in 0..20_000 {
+        if done(peer) {
+            return;
+        }
+        peer.turn();
+        house.borrow_mut().step();
+        house.borrow().net.advance(50);
+    }
+    panic!("it did not happen");
+}
+
+fn retrieve(cid: u16, remote: RemoteMemory) -> Vec<u8> {
+    let mut command = Command::new(Opcode::Retrieve, cid);
+    command.namespace = U32::new(NS.0);
+    command.data_length = U32::new(remote.length);
+    command.address = U64::new(remote.address);
+    command.memory_key = U32::new(remote.key);
+    command.seal(&[], b"key", &[]);
+    [command.as_bytes(), b"key"].concat()
+}
+
+#[test]
+fn a_client_that_names_memory_that_it_does_not_have_loses_its_connection_only() {
+    let house = House::new(5, FakeProfile::kind());
+    let mut good = connect(&house, 5);
+    let data = Bytes::from(vec![5; 10_000]);
+    good.call(Request::store(NS, b"key", data.clone())).unwrap();
+    let mine = |peer: &mut RawPeer| peer.expect(0, 10_000);
+    type Lie = fn(RemoteMemory) -> RemoteMemory;
+    let lies: [Lie; 4] = [
+        |real| RemoteMemory { key: real.key ^ 0xffff, ..real },
+        |real| RemoteMemory { address: real.address - 1, ..real },
+        |real| RemoteMemory { address: real.address + (1 << 20), ..real },
+        |real| RemoteMemory { address: u64::MAX - 10, ..real },
+    ];
+    for lie in lies {
+        let mut bad = raw_peer(&house, client_shape(8));
+        let remote = lie(mine(&mut bad));
+        bad.send(&retrieve(0, remote));
+        until(&house, &mut bad, |peer| peer.is_closed());
+        assert_eq!(good.call(Request::retrieve(NS, b"key", 0, 10_000)).unwrap().data, data);
+    }
+    let counters = house.borrow().server.as_ref().unwrap().counters();
+    assert_eq!((counters.protocol_errors, counters.connections_open), (4, 1));
+}
+
+#[test]
+fn a_client_that_loses_power_is_reaped_within_three_keep_alives() {
+    let house = House::new(6, FakeProfile::kind());
+    let mut good = connect(&house, 6);
+    good.call(Request::store(NS, b"key", Bytes::from(vec![5; 100_000]))).unwrap();
+    let open = || house.borrow().server.as_ref().unwrap().counters().connections_open;
+    let net: FakeNet = house.borrow().net.clone();
+    let shape = client_shape(8);
+    let mut verbs: FakeVerbs<Vec<u8>> = net.process();
+    let greeting = forebay_fabric::rdma::Greeting::of(&shape).note();
+    let qp = verbs.connect(address(), greeting, shape).unwrap();
+    let mut events = Vec::new();
+    while !events.iter().any(|event| matches!(event, Event::Established { .. })) {
+        net.advance(50);
+        house.borrow_mut().step();
+        verbs.poll(net.now_us(), &mut events);
+    }
+    for _ in 0..20 {
+        net.advance(50);
+        house.borrow_mut().step();
+    }
+    assert!(verbs.in_flight(qp) == 0 && open() == 2);
+    verbs.lose_power();
+    // It never said HELLO: one keep-alive is all that it had.
+    let dead_us = net.now_us();
+    while open() > 1 {
+        good.call(Request::exist(NS, b"key")).unwrap();
+        net.advance(10_000);
+        house.borrow_mut().step();
+        assert!(net.now_us() < dead_us + 3 * 1_000_000 + 100_000, "still there");
+    }
+}
+
+#[test]
+fn a_client_that_hangs_in_the_middle_is_reaped_and_its_buffers_come_back() {
+    let house = House::new(7, FakeProfile::kind());
+    let mut good = connect(&house, 7);
+    good.call(Request::store(NS, b"key", Bytes::from(vec![5; 100_000]))).unwrap();
+    let mut bad = raw_peer(&house, client_shape(8));
+    for cid in 0..8 {
+        let remote = bad.expect(cid, 100_000);
+        bad.send(&retrieve(cid, remote));
+    }
+    for _ in 0..3 {
+        bad.turn();
+        house.borrow_mut().step();
+    }
+    // From here on the process does nothing, and its network card goes on answering.
+    let hung_us = house.borrow().net.now_us();
+    loop {
+        let counters = house.borrow().server.as_ref().unwrap().counters();
+        if counters.connections_open == 1 {
+            break;
+        }
+        good.call(Request::exist(NS, b"key")).unwrap();
+        house.borrow().net.advance(5_000);
+        house.borrow_mut().step();
+        let now_us = house.borrow().net.now_us();
+        assert!(now_us < hung_us + 3 * 500_000 + 1_200_000, "still there");
+    }
+    assert_eq!(house.borrow().desk.live.get(), 0);
+    drop(bad);
+    drop(good);
+    settle(&house, 7);
+}
+
+#[test]
+fn garbage_in_the_connection_request_is_refused_and_a_storm_of_peers_leaves_nothing() {
+    let house = House::new(8, FakeProfile::kind());
+    let net = house.borrow().net.clone();
+    let mut rng = fastrand::Rng::with_seed(8);
+    let shape = client_shape(8);
+    let mut peers: Vec<FakeVerbs<Vec<u8>>> = Vec::new();
+    let mut refused = 0;
+    for number in 0..1000 {
+        let mut verbs = net.process();
+        let ask = if number % 2 == 0 {
+            let length = rng.usize(0..=56);
+            Note::new(&(0..length).map(|_| rng.u8(..)).collect::<Vec<_>>())
+        } else {
+            forebay_fabric::rdma::Greeting::of(&shape).note()
+        };
+        verbs.connect(address(), ask, shape).unwrap();
+        peers.push(verbs);
+        if rng.u8(..8) == 0 {
+            net.advance(100);
+            house.borrow_mut().step();
+        }
+        if peers.len() > 40 {
+            let mut events = Vec::new();
+            let mut gone = peers.swap_remove(rng.usize(..peers.len()));
+            gone.poll(net.now_us(), &mut events);
+            refused += events.iter().filter(|e| matches!(e, Event::Refused { .. })).count();
+        }
+    }
+    assert!(refused > 300, "{refused} were refused");
+    drop(peers);
+    settle(&house, 8);
+}
