@@ -2,7 +2,7 @@
 //!
 //! One protocol on every transport (`PROTOCOL.md` has the byte tables). From the wire upwards:
 //! [`pdu`] (layouts and checks), [`transport`] (moves PDUs and bulk data; [`stream`] implements it
-//! over any byte stream, `tcp` and `sim` are its two), [`server`] (sessions: handshake, credits,
+//! over any byte stream, `tcp` and `sim` are its two; [`rdma`] over queue pairs), [`server`] (sessions: handshake, credits,
 //! keep-alive, deadlines) and [`client`]. [`checkpoint`] holds the checkpoint store's payloads.
 
 pub mod checkpoint;

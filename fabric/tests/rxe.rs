@@ -377,7 +377,6 @@ fn garbage_in_the_connection_request_and_refusals_arrive() {
 }
 
 struct RxeWire {
-    ip: IpAddr,
     address: SocketAddr,
     transport: RdmaTransport<Verbs<Counted>>,
     start: Instant,
@@ -399,8 +398,9 @@ impl Wire for RxeWire {
         LinePeer::new(hub, line, Box::new(move || start.elapsed().as_micros() as u64))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "soft-RoCE needs the processor, too")]
     fn tick(&mut self) -> u64 {
-        assert!(self.ip == self.address.ip());
+        std::thread::sleep(Duration::from_micros(50));
         self.start.elapsed().as_micros() as u64
     }
 }
@@ -419,7 +419,7 @@ fn real_verbs_conform() {
         let verbs = Verbs::listen(VerbsConfig::default(), any).expect("the address of a device");
         let address = SocketAddr::new(ip, verbs.port().expect("it listens"));
         let transport = RdmaTransport::new(verbs, config);
-        RxeWire { ip, address, transport, start: now() }
+        RxeWire { address, transport, start: now() }
     };
     conformance::run(&mut make, 1);
 }

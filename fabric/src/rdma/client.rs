@@ -68,6 +68,7 @@ struct Shared<P: Provider> {
     events: Vec<Event<P::Buffer>>,
     spare: Vec<P::Region>,
     reading: Reading,
+    now_us: u64,
 }
 
 struct State<P: Provider> {
@@ -97,6 +98,7 @@ impl<P: Provider> Hub<P> {
             events: Vec::new(),
             spare: Vec::new(),
             reading: Reading::default(),
+            now_us: 0,
         })))
     }
 
@@ -128,7 +130,13 @@ impl<P: Provider> Hub<P> {
 
     /// Takes in what has happened on all lines, and sends what they have; `true` if anything moved.
     pub fn turn(&self, now_us: u64) -> bool {
-        self.0.borrow_mut().turn(now_us)
+        self.set_now_us(now_us);
+        self.0.borrow_mut().turn()
+    }
+
+    /// The time that reads and writes of lines happen at from now on.
+    pub fn set_now_us(&self, now_us: u64) {
+        self.0.borrow_mut().now_us = now_us;
     }
 
     /// The provider, for what only it can do.
@@ -153,9 +161,9 @@ fn io_error(error: ProviderError) -> io::Error {
 }
 
 impl<P: Provider> Shared<P> {
-    fn turn(&mut self, now_us: u64) -> bool {
+    fn turn(&mut self) -> bool {
         let mut events = std::mem::take(&mut self.events);
-        let mut moved = self.provider.poll(now_us, &mut events);
+        let mut moved = self.provider.poll(self.now_us, &mut events);
         for event in events.drain(..) {
             self.take(event);
         }
@@ -386,6 +394,9 @@ impl<P: Provider> Line<P> {
 
 impl<P: Provider> Read for Line<P> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.with(|state| state.input.is_empty() && !state.closed) {
+            self.hub.0.borrow_mut().turn();
+        }
         self.with(|state| match state.input.read(bytes) {
             Ok(0) if state.closed => Ok(0),
             Ok(0) => Err(ErrorKind::WouldBlock.into()),
@@ -419,6 +430,8 @@ impl<P: Provider> Write for Line<P> {
         }
         partial.drain(..start);
         self.with(|state| state.partial = partial);
+        // One doorbell for all that was written at once.
+        self.hub.0.borrow_mut().pump(self.slot);
         outcome
     }
 

@@ -4,7 +4,7 @@
 //! a queue pair has to be given. Layouts are those of rdma-core 28 and later (the ABI of
 //! librdmacm.so.1), asserted below; only fields that are looked at are named.
 
-use super::device::{Abilities, Port};
+use super::device::Port;
 use super::{last_error, number_error};
 use crate::rdma::{Note, ProviderError};
 use ibverbs_sys as sys;
@@ -195,8 +195,9 @@ impl EventChannel {
         let number = unsafe { (*event.id).context }.addr();
         // SAFETY: as the caller promises.
         let note = || unsafe { private_data(&event.parameters) };
-        // `enum rdma_cm_event_type`, in its order.
+        // `enum rdma_cm_event_type`, in its order. A request that nobody has answered has no number.
         Some(match event.kind {
+            kind if kind != 4 && number == 0 => return None,
             0 => ManagerEvent::AddressResolved(number),
             2 => ManagerEvent::RouteResolved(number),
             4 => ManagerEvent::Requested {
@@ -258,7 +259,6 @@ pub(super) struct Tuning {
     pub reads: u8,
     /// The other side may READ and WRITE here.
     pub remote_access: bool,
-    pub abilities: Abilities,
 }
 
 impl Id {
@@ -461,7 +461,8 @@ fn tune(
             attributes.retry_cnt = RETRIES;
             attributes.rnr_retry =
                 if tuning.remote_access { RNR_FOR_EVER } else { RNR_OF_SERVERS };
-            attributes.max_rd_atomic = if tuning.remote_access { 0 } else { tuning.reads };
+            // A client starts no READ; some devices take 0 for a mistake.
+            attributes.max_rd_atomic = if tuning.remote_access { 1 } else { tuning.reads };
             let added = bits::IBV_QP_TIMEOUT
                 | bits::IBV_QP_RETRY_CNT
                 | bits::IBV_QP_RNR_RETRY

@@ -51,6 +51,8 @@ pub(super) struct Pair<B> {
     posted: Vec<bool>,
     posted_count: usize,
     reposted: Vec<u16>,
+    receive_works: Vec<sys::ibv_recv_wr>,
+    receive_pieces: Vec<sys::ibv_sge>,
     unheard: u32,
     works: Vec<sys::ibv_send_wr>,
     pieces: Vec<sys::ibv_sge>,
@@ -133,6 +135,8 @@ impl<B: Buffer> Pair<B> {
             posted: vec![false; receives],
             posted_count: 0,
             reposted: (0..shape.receives).collect(),
+            receive_works: Vec::with_capacity(receives),
+            receive_pieces: Vec::with_capacity(receives),
             unheard: 0,
             works: Vec::with_capacity(limits.works),
             pieces: Vec::with_capacity(limits.works),
@@ -236,28 +240,24 @@ impl<B: Buffer> Pair<B> {
             return Ok(());
         }
         let (slab, bytes, tag) = (&self.memory.slab, self.receive_bytes, self.tag);
-        let mut pieces: Vec<_> = self
-            .reposted
-            .iter()
-            .map(|&receive| sys::ibv_sge {
-                addr: slab.address_of(usize::from(receive) * bytes),
-                length: bytes as u32,
-                lkey: slab.local_key(),
-            })
-            .collect();
-        let mut works: Vec<_> = self
-            .reposted
-            .iter()
-            .zip(&mut pieces)
-            .map(|(&receive, piece)| sys::ibv_recv_wr {
-                wr_id: tag | RECEIVE | u64::from(receive),
-                next: std::ptr::null_mut(),
-                sg_list: piece,
-                num_sge: 1,
-            })
-            .collect();
-        for index in 1..works.len() {
-            works[index - 1].next = &raw mut works[index];
+        let pieces = self.reposted.iter().map(|&receive| sys::ibv_sge {
+            addr: slab.address_of(usize::from(receive) * bytes),
+            length: bytes as u32,
+            lkey: slab.local_key(),
+        });
+        self.receive_pieces.clear();
+        self.receive_pieces.extend(pieces);
+        let works = self.reposted.iter().zip(&mut self.receive_pieces);
+        let works = works.map(|(&receive, piece)| sys::ibv_recv_wr {
+            wr_id: tag | RECEIVE | u64::from(receive),
+            next: std::ptr::null_mut(),
+            sg_list: piece,
+            num_sge: 1,
+        });
+        self.receive_works.clear();
+        self.receive_works.extend(works);
+        for index in 1..self.receive_works.len() {
+            self.receive_works[index - 1].next = &raw mut self.receive_works[index];
         }
         for receive in self.reposted.drain(..) {
             let posted = &mut self.posted[usize::from(receive)];
@@ -271,7 +271,7 @@ impl<B: Buffer> Pair<B> {
         let failed = unsafe {
             let post = (*(*self.raw).context).ops.post_recv;
             post.map_or(nix::libc::EOPNOTSUPP, |post| {
-                post(self.raw, works.as_mut_ptr(), &mut refused)
+                post(self.raw, self.receive_works.as_mut_ptr(), &mut refused)
             })
         };
         if failed == 0 {

@@ -10,8 +10,7 @@ use crate::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, Room, Shape, Violation,
 };
 use ibverbs_sys as sys;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::any::Any;
 use std::fmt::{Debug, Formatter};
 use std::net::{IpAddr, SocketAddr};
@@ -80,6 +79,8 @@ pub struct Verbs<B> {
     adapters: Vec<Adapter>,
     manager: Rc<EventChannel>,
     limits: Limits,
+    /// The connection manager and the devices; and the same with the completions.
+    news_epoll: Epoll,
     epoll: Epoll,
     armed: bool,
     next_news_us: u64,
@@ -103,7 +104,7 @@ impl<B: Buffer> Verbs<B> {
         let manager = EventChannel::new()?;
         let adapters: Vec<_> = open_all()?.into_iter().map(adapter).collect::<Result<_, _>>()?;
         let limits = limits(&adapters, config)?;
-        let epoll = watch(&manager, &adapters).map_err(|errno| ProviderError::System {
+        let (news_epoll, epoll) = watch(&manager, &adapters).map_err(|errno| ProviderError::System {
             what: "cannot wait for RDMA devices",
             source: errno.into(),
         })?;
@@ -114,6 +115,7 @@ impl<B: Buffer> Verbs<B> {
             adapters,
             manager,
             limits,
+            news_epoll,
             epoll,
             armed: false,
             next_news_us: 0,
@@ -228,14 +230,20 @@ fn limits(adapters: &[Adapter], config: VerbsConfig) -> Result<Limits, ProviderE
     Ok(limits)
 }
 
-fn watch(manager: &EventChannel, adapters: &[Adapter]) -> Result<Epoll, nix::errno::Errno> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(manager.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+fn watch(
+    manager: &EventChannel,
+    adapters: &[Adapter],
+) -> Result<(Epoll, Epoll), nix::errno::Errno> {
+    let readable = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+    let news = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    news.add(manager.fd(), readable)?;
+    let all = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    all.add(&news.0, readable)?;
     for adapter in adapters {
-        epoll.add(adapter.context.event_fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        epoll.add(adapter.channel.fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        news.add(adapter.context.event_fd(), readable)?;
+        all.add(adapter.channel.fd(), readable)?;
     }
-    Ok(epoll)
+    Ok((news, all))
 }
 
 /// What a failed completion says of the connection.
@@ -327,7 +335,7 @@ impl<B: Buffer> Verbs<B> {
         let abilities = self.adapters[adapter].abilities;
         let most = if shape.remote_access { abilities.read_targets } else { abilities.reads };
         let reads = reads.min(shape.reads).min(most);
-        Tuning { reads, remote_access: shape.remote_access, abilities }
+        Tuning { reads, remote_access: shape.remote_access }
     }
 }
 
@@ -459,10 +467,8 @@ impl<B: Buffer> Verbs<B> {
 
     /// Whether the connection manager or a device has news: one system call.
     fn has_news(&self) -> bool {
-        let fds = std::iter::once(self.manager.fd())
-            .chain(self.adapters.iter().map(|adapter| adapter.context.event_fd()));
-        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+        let mut found = [EpollEvent::empty()];
+        self.news_epoll.wait(&mut found, EpollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 
     fn take_news(&mut self, now_us: u64) {
@@ -552,12 +558,12 @@ impl<B: Buffer> Provider for Verbs<B> {
         self.take_news(now_us);
         self.take_completions(events);
         events.append(&mut self.news);
-        if std::mem::take(&mut self.armed) && events.len() == before {
-            self.armed = true;
-        } else if self.armed || events.len() > before {
+        let moved = events.len() > before;
+        if self.armed && moved {
+            self.armed = false;
             self.adapters.iter().for_each(|adapter| adapter.channel.drain());
         }
-        events.len() > before
+        moved
     }
 
     fn accept(&mut self, request: u32, answer: Note, shape: Shape) -> Result<Qp, ProviderError> {
