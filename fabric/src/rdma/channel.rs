@@ -72,6 +72,11 @@ impl<B: Buffer> Channel<B> {
         self.output.is_empty() && self.waiting.is_empty()
     }
 
+    /// The READ `token` is under way.
+    pub(super) fn is_reading(&self, token: u32) -> bool {
+        self.posted.iter().any(|(posted, _)| *posted == token)
+    }
+
     /// READs are possible at all.
     pub(super) fn can_read(&self) -> bool {
         self.reads_max > 0

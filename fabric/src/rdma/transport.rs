@@ -14,7 +14,8 @@
 use super::chain::Chain;
 use super::channel::{Channel, Reading, Waiting};
 use super::greeting::Greeting;
-use super::provider::{Event, Note, Provider, Qp, Shape, Violation};
+use super::provider::{Event, Limits, Note, Provider, Qp, Shape, Violation};
+use crate::Buffer;
 use crate::pdu::{
     COMMON_HEADER_BYTES, CommonHeader, GoAway, GoAwayReason, PduType, VALUE_BYTES_MAX,
 };
@@ -76,6 +77,7 @@ enum Phase {
 struct Connection<B> {
     id: ConnId,
     channel: Channel<B>,
+    held: Vec<Held<B>>,
     phase: Phase,
     /// Why it ends.
     reason: Option<CloseReason>,
@@ -94,6 +96,16 @@ struct Connection<B> {
 struct Slot<B> {
     generation: u16,
     connection: Option<Box<Connection<B>>>,
+}
+
+/// A response whose command still has a READ under way: the client may use its memory for something else
+/// as soon as it has the response, so that comes after the READ.
+#[derive(Debug)]
+struct Held<B> {
+    token: u32,
+    pdu: Vec<u8>,
+    remote: RemoteMemory,
+    payloads: Vec<Payload<B>>,
 }
 
 /// A pull that ended outside of `poll`, to be reported by the next one.
@@ -249,6 +261,7 @@ impl<P: Provider> RdmaTransport<P> {
         slot.connection = Some(Box::new(Connection {
             id: ConnId { slot: number, generation: slot.generation },
             channel,
+            held: Vec::new(),
             phase: Phase::Pending,
             reason: None,
             refused: false,
@@ -357,10 +370,23 @@ impl<P: Provider> RdmaTransport<P> {
         };
         connection.channel.read_ended(token, &limits, &mut self.reading);
         connection.progress_us = now_us;
-        sink.pulled(connection.id, token as u16, buffer, complete);
+        let id = connection.id;
+        sink.pulled(id, token as u16, buffer, complete);
+        self.let_go(number, token);
         self.mark(number);
         while let Some(starved) = self.starved.pop_front() {
             self.mark(starved);
+        }
+    }
+
+    /// Queues the response that waited for this READ.
+    fn let_go(&mut self, number: u16, token: u32) {
+        let limits = self.provider.limits();
+        let Some(connection) = self.at(number) else { return };
+        let Some(at) = connection.held.iter().position(|held| held.token == token) else { return };
+        let Held { pdu, remote, payloads, .. } = connection.held.remove(at);
+        if matches!(connection.phase, Phase::Open | Phase::Finishing) {
+            deliver(&mut connection.channel, &pdu, remote, &mut payloads.into_iter(), &limits);
         }
     }
 
@@ -406,6 +432,7 @@ impl<P: Provider> RdmaTransport<P> {
         connection.phase = Phase::Draining;
         connection.progress_us = now_us;
         connection.channel.output.clear();
+        connection.held.clear();
         let qp = connection.channel.qp;
         if !self.ending.contains(&number) {
             self.ending.push(number);
@@ -419,6 +446,17 @@ impl<P: Provider> RdmaTransport<P> {
         };
         let conn = connection.id;
         for Waiting { token, buffer, .. } in connection.channel.waiting.drain(..) {
+            self.ended.push(Ended { conn, cid: token as u16, buffer, complete: false });
+        }
+    }
+
+    /// A command is answered whose pull has not begun: it never will.
+    fn give_up_pull_of(&mut self, conn: ConnId, pdu: &[u8]) {
+        let Some(token) = answered(pdu) else { return };
+        let Some(connection) = self.open(conn) else { return };
+        let waiting = &mut connection.channel.waiting;
+        let Some(at) = waiting.iter().position(|pull| pull.token == token) else { return };
+        if let Some(Waiting { buffer, .. }) = waiting.remove(at) {
             self.ended.push(Ended { conn, cid: token as u16, buffer, complete: false });
         }
     }
@@ -443,7 +481,9 @@ impl<P: Provider> RdmaTransport<P> {
         };
         let (qp, phase) = (connection.channel.qp, connection.phase);
         let late = now_us >= connection.progress_us.saturating_add(linger_us);
-        let quiet = connection.channel.is_empty() && self.provider.in_flight(qp) == 0;
+        let quiet = connection.channel.is_empty()
+            && connection.held.is_empty()
+            && self.provider.in_flight(qp) == 0;
         if connection.refused && !connection.reported && connection.channel.reading.works == 0 {
             connection.reported = true;
             sink.closed(connection.id, connection.reason.unwrap_or(CloseReason::Local));
@@ -506,14 +546,14 @@ impl<P: Provider> RdmaTransport<P> {
     fn queue(
         &mut self,
         conn: ConnId,
-        queue: impl FnOnce(&mut Channel<P::Buffer>) -> Result<(), &'static str>,
+        queue: impl FnOnce(&mut Connection<P::Buffer>) -> Result<(), &'static str>,
     ) {
         let now_us = self.now_us;
         let Some(connection) = self.open(conn) else { return };
         if connection.channel.is_empty() {
             connection.progress_us = now_us;
         }
-        if let Err(what) = queue(&mut connection.channel) {
+        if let Err(what) = queue(connection) {
             return self.drain(conn.slot, CloseReason::Protocol(what));
         }
         self.next_sweep_us = self.next_sweep_us.min(now_us + SWEEP_US);
@@ -536,6 +576,33 @@ fn close_reason(why: Violation) -> CloseReason {
         Violation::Forbidden => CloseReason::Protocol("the peer tried to reach this side's memory"),
         Violation::Silent | Violation::NotReady | Violation::Other(_) => CloseReason::Lost,
     }
+}
+
+/// The command that a PDU answers, as the token of its pull.
+fn answered(pdu: &[u8]) -> Option<u32> {
+    let header = CommonHeader::ref_from_prefix(pdu).ok()?.0;
+    (header.pdu_type == PduType::Response as u8).then(|| header.cid.get().into())
+}
+
+/// Queues a PDU and its data: to the peer's memory, or behind it; `false` if the peer does not read.
+fn deliver<B: Buffer>(
+    channel: &mut Channel<B>,
+    pdu: &[u8],
+    remote: RemoteMemory,
+    payloads: &mut dyn Iterator<Item = Payload<B>>,
+    limits: &Limits,
+) -> bool {
+    let length = data_bytes(pdu);
+    let named = remote.address != 0 || remote.key != 0;
+    if length == 0 {
+        return channel.output.push_pdu(pdu, channel.message_bytes());
+    }
+    if named && length <= remote.length as usize {
+        channel.output.push_written(pdu, remote, payloads, limits);
+    } else {
+        channel.output.push_copied(pdu, payloads, channel.message_bytes());
+    }
+    true
 }
 
 /// Bytes of data that a response announces.
@@ -568,10 +635,7 @@ impl<P: Provider> Transport for RdmaTransport<P> {
     }
 
     fn send(&mut self, conn: ConnId, pdu: &[u8]) {
-        self.queue(conn, |channel| {
-            let queued = channel.output.push_pdu(pdu, channel.message_bytes());
-            queued.then_some(()).ok_or("the peer does not read")
-        });
+        self.push(conn, pdu, RemoteMemory::default(), &mut std::iter::empty());
     }
 
     fn push(
@@ -582,17 +646,15 @@ impl<P: Provider> Transport for RdmaTransport<P> {
         payloads: &mut dyn Iterator<Item = Payload<P::Buffer>>,
     ) {
         let limits = self.provider.limits();
-        let length = data_bytes(pdu);
-        let named = remote.address != 0 || remote.key != 0;
-        if length == 0 {
-            return self.send(conn, pdu);
-        }
-        self.queue(conn, |channel| {
-            if named && length <= remote.length as usize {
-                channel.output.push_written(pdu, remote, payloads, &limits);
-            } else {
-                channel.output.push_copied(pdu, payloads, channel.message_bytes());
-            }
+        self.give_up_pull_of(conn, pdu);
+        self.queue(conn, |connection| {
+            let token = answered(pdu).filter(|token| connection.channel.is_reading(*token));
+            let Some(token) = token else {
+                let queued = deliver(&mut connection.channel, pdu, remote, payloads, &limits);
+                return queued.then_some(()).ok_or("the peer does not read");
+            };
+            let (pdu, payloads) = (pdu.to_vec(), payloads.collect());
+            connection.held.push(Held { token, pdu, remote, payloads });
             Ok(())
         });
     }
@@ -610,8 +672,8 @@ impl<P: Provider> Transport for RdmaTransport<P> {
             }
             return;
         }
-        self.queue(conn, |channel| {
-            channel.waiting.push_back(Waiting { token: cid.into(), remote, buffer });
+        self.queue(conn, |connection| {
+            connection.channel.waiting.push_back(Waiting { token: cid.into(), remote, buffer });
             Ok(())
         });
     }
@@ -647,7 +709,8 @@ impl<P: Provider> Transport for RdmaTransport<P> {
 
     fn is_flushed(&self) -> bool {
         self.slots.iter().flat_map(|slot| &slot.connection).all(|connection| {
-            connection.channel.is_empty() && self.provider.in_flight(connection.channel.qp) == 0
+            connection.held.is_empty()
+                && connection.channel.is_empty() && self.provider.in_flight(connection.channel.qp) == 0
         })
     }
 

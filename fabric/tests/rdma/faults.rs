@@ -8,11 +8,15 @@ use bytes::Bytes;
 use forebay_fabric::Status;
 use forebay_fabric::client::{NamespaceId, Request};
 use forebay_fabric::conformance::Peer;
-use forebay_fabric::pdu::{Auth, Command, Hello, Offer, Opcode, PduType, VERSION};
+use forebay_fabric::pdu::{
+    Auth, Command, Hello, Offer, Opcode, Outcome, PduType, Response, VERSION,
+};
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeVerbs};
-use forebay_fabric::rdma::{Event, LinePeer, Note, Provider, Shape};
-use forebay_fabric::transport::RemoteMemory;
+use forebay_fabric::rdma::{
+    Event, LinePeer, Note, Provider, RdmaConfig, RdmaTransport, Shape,
+};
+use forebay_fabric::transport::{CloseReason, ConnId, RemoteMemory, Sink, Transport};
 use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
@@ -63,9 +67,7 @@ fn run(seed: u64) {
             pipeline.poll(&mut done, 500).unwrap();
         }
         if rng.u8(..80) == 0 {
-            let mut house = house.borrow_mut();
-            house.server = None;
-            house.start();
+            house.borrow_mut().start();
         }
     }
     while pipeline.in_flight() > 0 {
@@ -132,7 +134,11 @@ fn raw_peer(house: &crate::house::SharedHouse, shape: Shape) -> RawPeer {
     };
     peer.send(Hello::new(&offer).as_bytes());
     peer.send(Auth::none(PduType::Auth).as_bytes());
-    until(house, &mut peer, |peer| peer.received().len() >= 2 || peer.is_closed());
+    let mut count = 0;
+    until(house, &mut peer, |peer| {
+        count += peer.received().len();
+        count >= 2 || peer.is_closed()
+    });
     peer
 }
 
@@ -285,4 +291,72 @@ fn garbage_in_the_connection_request_is_refused_and_a_storm_of_peers_leaves_noth
     assert!(refused > 300, "{refused} were refused");
     drop(peers);
     settle(&house, 8);
+}
+
+/// What a transport says, in order.
+#[derive(Default)]
+struct Log(Vec<(ConnId, String)>);
+
+impl Sink<Vec<u8>> for Log {
+    fn connected(&mut self, conn: ConnId) {
+        self.0.push((conn, "connected".into()));
+    }
+    fn pdu(&mut self, _: ConnId, _: &[u8]) -> Result<(), &'static str> {
+        Ok(())
+    }
+    fn pulled(&mut self, conn: ConnId, cid: u16, buffer: Vec<u8>, complete: bool) {
+        self.0.push((conn, format!("pulled {cid} {complete} {}", buffer[0])));
+    }
+    fn closed(&mut self, conn: ConnId, reason: CloseReason) {
+        self.0.push((conn, format!("closed: {reason}")));
+    }
+}
+
+fn step(net: &FakeNet, transport: &mut RdmaTransport<FakeVerbs<Vec<u8>>>, log: &mut Log) {
+    net.advance(100);
+    transport.poll(net.now_us(), log);
+    transport.flush(net.now_us());
+}
+
+/// A client may use its memory for something else once it has the response: a command that is
+/// answered at its deadline, with its READ under way, is therefore answered after the READ.
+#[test]
+fn a_response_waits_for_the_read_of_its_command() {
+    let profile = FakeProfile { delay_us: 5_000, ..FakeProfile::kind() };
+    let net = FakeNet::new(9, profile);
+    let mut transport: RdmaTransport<FakeVerbs<Vec<u8>>> =
+        RdmaTransport::new(net.listen(address()), RdmaConfig::default());
+    let hub = Hub::new(net.process::<Vec<u8>>(), client_shape(8));
+    let line = hub.connect(address()).unwrap();
+    let clock = net.clone();
+    let mut peer = LinePeer::new(hub, line, move || clock.now_us());
+    let mut log = Log::default();
+    while log.0.is_empty() {
+        step(&net, &mut transport, &mut log);
+        peer.turn();
+    }
+    let conn = log.0[0].0;
+    let response = |cid| {
+        let (status, credit_limit) = (Status::Timeout, 1);
+        let (flags, data_length, result, data_crc) = (0, 0, 0, 0);
+        Response::new(&Outcome { cid, flags, status, credit_limit, data_length, result, data_crc })
+    };
+    let first = peer.lend(1, vec![7; 100_000]);
+    let second = peer.lend(2, vec![8; 100_000]);
+    transport.pull(conn, 1, first, vec![0; 100_000]);
+    transport.flush(net.now_us());
+    // This one has not begun when it is answered: it never will.
+    transport.pull(conn, 2, second, vec![0; 100_000]);
+    transport.send(conn, response(1).as_bytes());
+    transport.send(conn, response(2).as_bytes());
+    let mut answers = 0;
+    while answers < 2 {
+        step(&net, &mut transport, &mut log);
+        peer.turn();
+        let received = peer.received();
+        answers += received.iter().filter(|pdu| pdu[0] == PduType::Response as u8).count();
+        let read = log.0.iter().any(|(_, event)| event == "pulled 1 true 7");
+        assert!(read || answers < 2, "answered while the READ is under way");
+    }
+    assert!(log.0.iter().any(|(_, event)| event == "pulled 2 false 0"), "{:?}", log.0);
 }

@@ -71,6 +71,13 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
+    fn forget(&mut self) {
+        self.pulls.clear();
+        self.pulling.clear();
+        self.ready.clear();
+        self.swallowed.clear();
+    }
+
     fn buffer(&self, bytes: Vec<u8>) -> Counted {
         self.live.set(self.live.get() + 1);
         Counted { bytes, live: Rc::clone(&self.live) }
@@ -197,7 +204,10 @@ impl House {
         Rc::new(RefCell::new(house))
     }
 
+    /// Starts anew: what was in flight is forgotten, what was stored is not.
     pub(crate) fn start(&mut self) {
+        self.server = None;
+        self.desk.forget();
         let config = ServerConfig {
             queue_depth: 32,
             capsule_bytes: 8 << 10,
