@@ -76,6 +76,8 @@ pub enum Driver {
     Uring,
     /// Memory that forgets everything at exit: for trying things out.
     Sim,
+    /// The product's own NVMe driver, on a PCI function that is bound to vfio-pci.
+    Vfio,
 }
 
 /// One `[[device]]`.
@@ -83,12 +85,32 @@ pub enum Driver {
 pub struct Device {
     /// Who drives it.
     pub driver: Driver,
-    /// The file or block device; empty for [`Driver::Sim`].
+    /// The file or block device; the PCI address (`0000:03:00.0`) for [`Driver::Vfio`]; empty for
+    /// [`Driver::Sim`].
     pub path: PathBuf,
     /// Size in bytes of a file that does not exist yet, or of the simulated device.
     pub size_bytes: Option<u64>,
     /// Format it at start when it is blank. A device that holds anything is never formatted.
     pub format_if_blank: bool,
+    /// For [`Driver::Vfio`].
+    pub nvme: Nvme,
+}
+
+/// How an NVMe controller is driven ([`Driver::Vfio`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nvme {
+    /// The namespace to use; the first active one without it.
+    pub namespace: Option<u32>,
+    /// A command that takes longer is aborted, in milliseconds.
+    pub timeout_ms: u32,
+    /// Use shadow doorbells where the controller offers them.
+    pub shadow_doorbells: bool,
+}
+
+impl Default for Nvme {
+    fn default() -> Self {
+        Self { namespace: None, timeout_ms: 5000, shadow_doorbells: true }
+    }
 }
 
 /// One `[[listen]]`: TCP for now, on one port for each reactor.
@@ -260,6 +282,7 @@ impl Config {
                 path: dir.join("forebay.img"),
                 size_bytes: Some(4 << 30),
                 format_if_blank: true,
+                nvme: Nvme::default(),
             }],
             listeners: vec![Listen {
                 address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400),

@@ -115,6 +115,25 @@ pub(crate) fn filled<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     }
 }
 
+/// A PCI address, written out: domain, bus, device, function.
+pub(crate) fn pci_address(value: &DeValue<'_>) -> Result<String, String> {
+    let text = filled(value)?;
+    let wrong = || format!("is \"{text}\", which is no PCI address");
+    let mut parts = text.split([':', '.']);
+    let mut hex = |digits: usize, most: u32| {
+        let part = parts.next().filter(|part| part.len() == digits)?;
+        u32::from_str_radix(part, 16).ok().filter(|number| *number <= most)
+    };
+    let marks: Vec<&str> = text.matches([':', '.']).collect();
+    let numbers = (hex(4, 0xffff), hex(2, 0xff), hex(2, 0x1f), hex(1, 7));
+    match (numbers, &marks[..]) {
+        ((Some(domain), Some(bus), Some(device), Some(function)), [":", ":", "."]) => {
+            Ok(format!("{domain:04x}:{bus:02x}:{device:02x}.{function}"))
+        }
+        _ => Err(wrong()),
+    }
+}
+
 pub(crate) fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
     value.as_bool().ok_or_else(|| format!("is {}, not true or false", a_type(value)))
 }

@@ -3,7 +3,7 @@
 use crate::problem::{Problem, Report};
 use crate::read::{self, Found, Section};
 use crate::{Class, Config, Daemon, Device, Driver, Listen, Log, LogFormat, LogLevel};
-use crate::{DEVICE_BYTES_MIN, Machine, Namespace, check};
+use crate::{DEVICE_BYTES_MIN, Machine, Namespace, Nvme, check};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use toml::de::{DeTable, DeValue};
@@ -146,19 +146,14 @@ fn cores(value: &DeValue<'_>) -> Result<Vec<(usize, usize)>, String> {
 
 fn device(report: &mut Report<'_>, table: &DeTable<'_>, offset: usize) -> Option<Found<Device>> {
     let mut section = Section::new("[[device]]", table, offset);
-    let example = "driver = \"uring\" (a file or block device) or \"sim\" (memory)";
-    let choices = [("uring", Some(Driver::Uring)), ("sim", Some(Driver::Sim)), ("vfio", None)];
+    let example = "driver = \"vfio\" (an NVMe drive, by its PCI address), \"uring\" (a file or block \
+                   device) or \"sim\" (memory)";
+    let choices = [("uring", Driver::Uring), ("vfio", Driver::Vfio), ("sim", Driver::Sim)];
     let driver = section.require(report, "driver", example, |value| read::choice(value, &choices));
-    let device = match driver {
-        Some(Found { value: Some(Driver::Uring), .. }) => uring_device(report, &mut section),
-        Some(Found { value: Some(Driver::Sim), .. }) => sim_device(report, &mut section),
-        Some(Found { value: None, offset }) => {
-            let what = "`driver` is \"vfio\", which is not in this release".to_owned();
-            let instead = "write driver = \"uring\" and path = \"/dev/nvme0n1\"".to_owned();
-            report.add(offset, what, instead);
-            return None;
-        }
-        None => return None,
+    let device = match driver?.value {
+        Driver::Uring => uring_device(report, &mut section),
+        Driver::Vfio => vfio_device(report, &mut section),
+        Driver::Sim => sim_device(report, &mut section),
     };
     section.finish(report);
     device
@@ -180,8 +175,37 @@ fn uring_device(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Optio
         path: PathBuf::from(path.value),
         size_bytes: size.map(|size| size.value),
         format_if_blank: blank.is_some_and(|blank| blank.value),
+        nvme: Nvme::default(),
     };
     Some(Found { value, offset: path.offset })
+}
+
+fn vfio_device(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Device>> {
+    let example = "pci = \"0000:03:00.0\"; `forebay devices list` shows the addresses";
+    let pci = section.require(report, "pci", example, read::pci_address);
+    let blank = section.read(report, "format_if_blank", "format_if_blank = true", read::boolean);
+    let mut nvme = Nvme::default();
+    let mut number = |key, example, range| {
+        section.read(report, key, example, |value| read::integer(value, range))
+    };
+    nvme.namespace =
+        number("namespace", "namespace = 1", 1..=u32::MAX - 1).map(|found| found.value);
+    if let Some(found) = number("timeout_ms", "timeout_ms = 5000", 10..=600_000) {
+        nvme.timeout_ms = found.value;
+    }
+    let example = "shadow_doorbells = true";
+    if let Some(found) = section.read(report, "shadow_doorbells", example, read::boolean) {
+        nvme.shadow_doorbells = found.value;
+    }
+    let pci = pci?;
+    let value = Device {
+        driver: Driver::Vfio,
+        path: PathBuf::from(pci.value),
+        size_bytes: None,
+        format_if_blank: blank.is_some_and(|blank| blank.value),
+        nvme,
+    };
+    Some(Found { value, offset: pci.offset })
 }
 
 fn sim_device(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Device>> {
@@ -196,6 +220,7 @@ fn sim_device(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<
         path: PathBuf::new(),
         size_bytes: Some(size.value),
         format_if_blank: true,
+        nvme: Nvme::default(),
     };
     Some(Found { value, offset: section.offset() })
 }

@@ -1,6 +1,6 @@
 //! The annotated examples are what people copy: each one parses, and says what it seems to say.
 
-use forebay_config::{Class, Config, Driver, Machine};
+use forebay_config::{Class, Config, Driver, Machine, Nvme};
 use std::path::Path;
 
 fn example(name: &str) -> Config {
@@ -25,7 +25,9 @@ fn single_nvme_parses() {
     let config = example("single-nvme.toml");
     assert_eq!(config.daemon.cores, [0, 1, 2, 3]);
     assert_eq!(config.devices.len(), 1);
-    assert_eq!(config.devices[0].driver, Driver::Uring);
+    assert_eq!(config.devices[0].driver, Driver::Vfio);
+    assert_eq!(config.devices[0].path, Path::new("0000:03:00.0"));
+    assert_eq!(config.devices[0].nvme, Nvme::default());
     assert!(!config.devices[0].format_if_blank);
     assert_eq!(config.arena_bytes_min(), 192 << 20);
     assert_eq!(config.listeners[0].address_of(3), "0.0.0.0:7403".parse().unwrap());
@@ -36,7 +38,7 @@ fn eight_nvme_parses() {
     let config = example("eight-nvme.toml");
     assert_eq!(config.daemon.cores.len(), 16);
     assert_eq!(config.devices.len(), 8);
-    assert_eq!(config.devices[7].path, Path::new("/dev/nvme7n1"));
+    assert_eq!(config.devices[7].path, Path::new("0000:48:00.0"));
     assert_eq!(config.arena_bytes_min(), 1536 << 20);
     assert_eq!(config.namespaces[1].class, Class::Cache);
 }

@@ -126,20 +126,31 @@ fn each_mistake_has_its_exact_message() {
         (
             "driver = \"uring\"\n",
             "",
-            "f.toml:4: [[device]] has no `driver`; write driver = \"uring\" (a file or block device) \
-             or \"sim\" (memory)",
+            "f.toml:4: [[device]] has no `driver`; write driver = \"vfio\" (an NVMe drive, by its \
+             PCI address), \"uring\" (a file or block device) or \"sim\" (memory)",
         ),
         (
             "uring",
             "urng",
-            "f.toml:5: `driver` is \"urng\", which is not known; write driver = \"uring\" (a file or \
-             block device) or \"sim\" (memory)",
+            "f.toml:5: `driver` is \"urng\", which is not known; write driver = \"vfio\" (an NVMe drive, by its \
+             PCI address), \"uring\" (a file or block device) or \"sim\" (memory)",
         ),
         (
             "driver = \"uring\"\npath = \"/dev/nvme0n1\"",
-            "driver = \"vfio\"\naddress = \"0000:65:00.0\"",
-            "f.toml:5: `driver` is \"vfio\", which is not in this release; write driver = \"uring\" \
-             and path = \"/dev/nvme0n1\"",
+            "driver = \"vfio\"\npci = \"65:00.0\"",
+            "f.toml:6: `pci` is \"65:00.0\", which is no PCI address; write pci = \"0000:03:00.0\"; \
+             `forebay devices list` shows the addresses",
+        ),
+        (
+            "driver = \"uring\"\npath = \"/dev/nvme0n1\"",
+            "driver = \"vfio\"\npci = \"0000:65:00.0\"\ntimeout_ms = 1",
+            "f.toml:7: `timeout_ms` is 1, outside 10 to 600000; write timeout_ms = 5000",
+        ),
+        (
+            "driver = \"uring\"\npath = \"/dev/nvme0n1\"",
+            "driver = \"vfio\"",
+            "f.toml:4: [[device]] has no `pci`; write pci = \"0000:03:00.0\"; `forebay devices list` \
+             shows the addresses",
         ),
         (
             "path = \"/dev/nvme0n1\"\n",

@@ -44,6 +44,9 @@ pub fn run(make: &mut dyn FnMut() -> Harness, seed: u64) {
         an_idle_queue_stays_idle,
         flushes_and_fua_writes_complete_among_other_requests,
         a_discard_harms_no_other_block,
+        written_zeroes_are_read_and_harm_no_other_block,
+        a_compare_tells_whether_the_device_holds_the_same,
+        a_verify_of_what_can_be_read_succeeds,
         random_operations_agree_with_a_model,
         dropping_a_queue_gives_every_buffer_back,
     ] {
@@ -294,6 +297,52 @@ fn a_discard_harms_no_other_block(mut rig: Rig, _seed: u64) {
     rig.expect_fill(24, 18, 5);
     rig.ok(rig.write(16, 8, 6));
     rig.expect_fill(16, 8, 6);
+}
+
+/// What a device without the command says.
+fn supported(is: bool) -> Result<(), BlockError> {
+    if is { Ok(()) } else { Err(BlockError::Unsupported) }
+}
+
+fn written_zeroes_are_read_and_harm_no_other_block(mut rig: Rig, _seed: u64) {
+    rig.ok(rig.write(10, 32, 5));
+    let result = rig.run(Operation::WriteZeroes { block: 16, blocks: 8 }).result;
+    assert_eq!(result, supported(rig.geometry.write_zeroes));
+    rig.expect_fill(10, 6, 5);
+    rig.expect_fill(16, 8, if rig.geometry.write_zeroes { 0 } else { 5 });
+    rig.expect_fill(24, 18, 5);
+    if rig.geometry.write_zeroes {
+        // More than any one command carries.
+        let blocks = BLOCKS_MIN;
+        assert_eq!(rig.run(Operation::WriteZeroes { block: 0, blocks }).result, Ok(()));
+        rig.expect_fill(10, 32, 0);
+        let past = Operation::WriteZeroes { block: 1, blocks: rig.geometry.blocks };
+        assert_eq!(rig.run(past).result, Err(BlockError::Invalid));
+    }
+}
+
+fn a_compare_tells_whether_the_device_holds_the_same(mut rig: Rig, _seed: u64) {
+    rig.ok(rig.write(7, 4, 5));
+    for (fill, same) in [(5, true), (6, false)] {
+        let operation = Operation::Compare { block: 7, blocks: 4, buffer: rig.buffer(4, fill) };
+        let completion = rig.run(operation);
+        let expected = match (rig.geometry.compare, same) {
+            (false, _) => Err(BlockError::Unsupported),
+            (true, true) => Ok(()),
+            (true, false) => Err(BlockError::Mismatch),
+        };
+        assert_eq!((completion.result, completion.buffer.is_some()), (expected, true));
+    }
+    rig.expect_fill(7, 4, 5);
+}
+
+fn a_verify_of_what_can_be_read_succeeds(mut rig: Rig, _seed: u64) {
+    rig.ok(rig.write(7, 4, 5));
+    for blocks in [1, 4, BLOCKS_MIN - 7] {
+        let result = rig.run(Operation::Verify { block: 7, blocks }).result;
+        assert_eq!(result, supported(rig.geometry.verify));
+    }
+    rig.expect_fill(7, 4, 5);
 }
 
 /// Keeps the queue as full as it gets with reads and writes that do not overlap one another.

@@ -10,9 +10,16 @@
 
 pub mod arena;
 pub mod conformance;
+pub mod emulated;
+pub mod hardware;
+pub mod kernel;
+pub mod pci;
+pub mod pcie;
 pub mod queue;
 pub mod sim;
+pub mod spec;
 pub mod uring;
+pub mod vfio;
 
 pub use arena::{Arena, ArenaError, DmaBuf, Pool, PoolSeed};
 pub use queue::{BlockError, BlockQueue, Completion, Geometry, Operation, Request};

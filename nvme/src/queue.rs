@@ -27,6 +27,15 @@ pub struct Geometry {
     pub volatile_write_cache: bool,
     /// [`Operation::Discard`] does something.
     pub discard: bool,
+    /// [`Operation::WriteZeroes`] is supported.
+    pub write_zeroes: bool,
+    /// [`Operation::Compare`] is supported.
+    pub compare: bool,
+    /// [`Operation::Verify`] is supported.
+    pub verify: bool,
+    /// A power cut leaves an aligned write of so many bytes whole or undone (NVMe: AWUPF, NAWUPF); at least
+    /// one logical block.
+    pub atomic_write_bytes: u32,
 }
 
 impl Geometry {
@@ -35,20 +44,29 @@ impl Geometry {
     ///
     /// # Errors
     /// [`BlockError::Invalid`] or [`BlockError::Unsupported`].
+    #[inline]
     pub fn check(&self, operation: &Operation) -> Result<(), BlockError> {
         let inside = |first: u64, blocks: u64| {
             blocks > 0 && first.checked_add(blocks).is_some_and(|end| end <= self.blocks)
         };
         let valid = match operation {
+            Operation::Compare { .. } if !self.compare => return Err(BlockError::Unsupported),
             Operation::Read { block, blocks, buffer }
-            | Operation::Write { block, blocks, buffer, .. } => {
+            | Operation::Write { block, blocks, buffer, .. }
+            | Operation::Compare { block, blocks, buffer } => {
                 inside(*block, u64::from(*blocks))
                     && *blocks <= self.max_transfer_blocks
                     && *blocks as usize <= buffer.len() / BLOCK_BYTES
             }
             Operation::Flush => true,
             Operation::Discard { .. } if !self.discard => return Err(BlockError::Unsupported),
-            Operation::Discard { block, blocks } => inside(*block, *blocks),
+            Operation::WriteZeroes { .. } if !self.write_zeroes => {
+                return Err(BlockError::Unsupported);
+            }
+            Operation::Verify { .. } if !self.verify => return Err(BlockError::Unsupported),
+            Operation::Discard { block, blocks }
+            | Operation::WriteZeroes { block, blocks }
+            | Operation::Verify { block, blocks } => inside(*block, *blocks),
         };
         if valid { Ok(()) } else { Err(BlockError::Invalid) }
     }
@@ -86,6 +104,43 @@ pub enum Operation {
         /// How many blocks.
         blocks: u64,
     },
+    /// Read as zeroes from now on, without a transfer.
+    WriteZeroes {
+        /// First block on the device.
+        block: u64,
+        /// How many blocks.
+        blocks: u64,
+    },
+    /// Does the device hold what the first `blocks` blocks of `buffer` hold? [`BlockError::Mismatch`] if not.
+    Compare {
+        /// First block on the device.
+        block: u64,
+        /// How many blocks.
+        blocks: u32,
+        /// What is expected; at least `blocks` long.
+        buffer: DmaBuf,
+    },
+    /// Can the device read these blocks? Nothing is transferred.
+    Verify {
+        /// First block on the device.
+        block: u64,
+        /// How many blocks.
+        blocks: u64,
+    },
+}
+
+impl Operation {
+    /// How it fails when the media does.
+    #[must_use]
+    pub fn media_error(&self) -> BlockError {
+        match self {
+            Self::Read { .. } | Self::Compare { .. } | Self::Verify { .. } => BlockError::Read,
+            Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. } => {
+                BlockError::Write
+            }
+            Self::Flush => BlockError::Flush,
+        }
+    }
 }
 
 /// An operation and the caller's name for it.
@@ -100,10 +155,16 @@ pub struct Request {
 impl Request {
     /// Ends the request: its tag and its buffer go back to whoever submitted it.
     #[must_use]
+    #[inline]
     pub fn end(self, result: Result<(), BlockError>) -> Completion {
         let buffer = match self.operation {
-            Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => Some(buffer),
-            Operation::Flush | Operation::Discard { .. } => None,
+            Operation::Read { buffer, .. }
+            | Operation::Write { buffer, .. }
+            | Operation::Compare { buffer, .. } => Some(buffer),
+            Operation::Flush
+            | Operation::Discard { .. }
+            | Operation::WriteZeroes { .. }
+            | Operation::Verify { .. } => None,
         };
         Completion { tag: self.tag, result, buffer }
     }
@@ -142,6 +203,12 @@ pub enum BlockError {
     /// The operation is not supported by this device.
     #[error("operation not supported by the device")]
     Unsupported,
+    /// [`Operation::Compare`]: the device holds something else.
+    #[error("the device holds something else")]
+    Mismatch,
+    /// The device did not answer in time, and was made to let go of the request. A write may have happened.
+    #[error("the device did not answer in time")]
+    Timeout,
     /// The device is gone; every request in flight and every later one ends so.
     #[error("the device is gone")]
     Gone,

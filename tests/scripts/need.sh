@@ -36,8 +36,15 @@ apt() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y \
         -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 "$@" </dev/null >"$log" 2>&1
 }
+# A package of another release may be in the way of these; what apt takes away is said.
+tell_removed() {
+    local removed
+    removed=$(apt-get -q -s install --no-install-recommends "${packages[@]}" 2>/dev/null |
+        sed -n 's/^Remv \([^ ]*\).*/\1/p' | tr '\n' ' ') || return 0
+    [ -z "$removed" ] || echo "for them apt removes ${removed% }" >&2
+}
 for attempt in 1 2 3; do
-    if apt update && apt install --no-install-recommends "${packages[@]}"; then
+    if apt update && tell_removed && apt install --no-install-recommends "${packages[@]}"; then
         exit 0
     fi
     [ "$attempt" = 3 ] || sleep $((attempt * 5))

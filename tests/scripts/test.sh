@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Every test there is: fuzz targets (FUZZ_SECONDS each, 30 without it), documentation, all crates.
+# Every test there is: fuzz targets (FUZZ_SECONDS each, 30 without it), documentation, all crates, the virtual
+# machine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 tests/scripts/need.sh cc:gcc,libc6-dev c++:g++
 tests/fuzz/run.sh "${FUZZ_SECONDS:-30}"
+# Those in the virtual machine come behind the others, one after the other.
+export FOREBAY_VM=separately
 # nextest, where it is there, runs tests side by side; it does not know those in documentation.
 if cargo nextest --version >/dev/null 2>&1; then
     cargo test --workspace --doc
@@ -12,3 +15,5 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
     cargo test --workspace
 fi
+unset FOREBAY_VM
+make test-vm

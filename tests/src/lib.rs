@@ -2,4 +2,7 @@
 
 pub mod engine;
 pub mod kv;
+pub mod measure;
+pub mod pcie;
 pub mod rig;
+pub mod vm;

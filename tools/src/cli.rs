@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::{ckpt, demo, exit, format, inspect, kv, perf, status};
+use crate::{ckpt, demo, devices, exit, format, inspect, kv, perf, status};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use std::io::Write;
 
@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Perf(Box<perf::Args>),
     /// Make a pool of devices
     Format(format::Args),
+    /// List the NVMe drives, take them from the kernel or give them back, look at their health
+    Devices(devices::Args),
     /// Show what is on media, without a daemon
     Inspect(inspect::Args),
     /// Run the whole path once, with a crash in the middle, and verify every byte

@@ -1,19 +1,23 @@
-//! The `forebay` command: keys, checkpoints, measurements, formatting, inspection, the demo.
+//! The `forebay` command: keys, checkpoints, measurements, formatting, drives, inspection, the
+//! demo.
 //!
 //! Results go to stdout (text, or JSON with `-o json`), everything else to stderr; the exit code
 //! says how it ended (see [`exit::Code`]).
 
 #![forbid(unsafe_code)]
 
+mod admin_socket;
 mod ckpt;
 mod cli;
 mod clock;
 mod context;
 mod demo;
+mod devices;
 mod exit;
 mod format;
 mod inspect;
 mod kv;
+mod media;
 mod output;
 mod perf;
 mod progress;
@@ -46,6 +50,7 @@ fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Ckpt(args) => ckpt::run(args, context),
         Command::Perf(args) => perf::run(*args, context),
         Command::Format(args) => format::run(args, context),
+        Command::Devices(args) => devices::run(args, context),
         Command::Inspect(args) => inspect::run(args, context),
         Command::Demo(args) => demo::run(args, context),
         Command::Status(args) => status::run(args, context),

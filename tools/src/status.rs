@@ -1,14 +1,12 @@
 //! `forebay status`: what a server is doing, as it counts it.
 
+use crate::admin_socket;
 use crate::context::Context;
 use crate::output;
 use anyhow::Context as _;
 use forebay_fabric::client::NamespaceInfo;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -19,7 +17,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     if let Some(socket) = args.admin {
-        let status = ask(&socket)?;
+        let status = admin_socket::ask(&socket, "status")?;
         return context.emit(&status, || flat_table("daemon", &status));
     }
     let mut client = context.client()?;
@@ -38,20 +36,6 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         }
         text
     })
-}
-
-/// One line asks, one line of JSON answers.
-fn ask(socket: &Path) -> anyhow::Result<Value> {
-    let shown = socket.display();
-    let mut stream =
-        UnixStream::connect(socket).with_context(|| format!("cannot connect to {shown}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"\"status\"\n").with_context(|| format!("cannot ask {shown}"))?;
-    let mut text = String::new();
-    BufReader::new(stream)
-        .read_line(&mut text)
-        .with_context(|| format!("no answer from {shown}"))?;
-    serde_json::from_str(&text).with_context(|| format!("{shown} does not answer in JSON"))
 }
 
 fn namespace_table(namespaces: &[NamespaceInfo]) -> String {

@@ -48,6 +48,10 @@ fn a_wrong_command_line_ends_with_2() {
         &["perf", "--batch", "1000"],
         &["--server", "nowhere", "kv", "ls"],
         &["format"],
+        &["devices", "bind"],
+        &["devices", "bind", "/dev/nvme0n1"],
+        &["devices", "format", "0000:03:00.0"],
+        &["devices", "format", "0000:03:00.0", "--lba-format", "1", "--block-size", "4096"],
     ] {
         let output = forebay(wrong);
         assert_eq!(code(&output), 2, "{wrong:?}: {}", stderr(&output));
@@ -65,6 +69,18 @@ fn a_server_that_is_not_there_ends_with_5_and_says_what_to_do() {
     let output = forebay(&["-o", "json", "--server", "127.0.0.1:1", "kv", "ls"]);
     let error: Value = serde_json::from_str(&stderr(&output)).unwrap();
     assert_eq!(error["code"], 5);
+}
+
+#[test]
+fn drives_are_listed_and_one_that_is_not_there_is_not_found() {
+    let listed = forebay(&["-o", "json", "devices", "list"]);
+    assert_eq!(code(&listed), 0, "{}", stderr(&listed));
+    assert!(json(&listed).is_array());
+    for command in ["bind", "unbind", "smart", "identify"] {
+        let output = forebay(&["devices", command, "ffff:ff:1f.7"]);
+        assert_eq!(code(&output), 3, "{command}: {}", stderr(&output));
+        assert!(stderr(&output).contains("forebay devices list"), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The admin socket: a Unix socket on the main thread that tells how the daemon is.
 //!
-//! One request per line, a JSON string (`"status"`, `"namespaces"`, `"drain"`); one line of JSON for
+//! One request per line, a JSON string (`"status"`, `"namespaces"`, `"devices"`,
+//! `"drain"`); one line of JSON for
 //! each answer. Only the daemon's own user may connect (mode 0600). A client that does not read or
 //! does not end its line is dropped; it can delay the main thread by [`WRITE_TIMEOUT`], and the data
 //! path not at all.
@@ -27,6 +28,8 @@ pub enum Request {
     Status,
     /// What namespaces are there?
     Namespaces,
+    /// How are the NVMe drives?
+    Devices,
     /// End as on SIGTERM.
     Drain,
 }
@@ -169,6 +172,7 @@ fn parse(line: &[u8]) -> Result<Request, String> {
     match serde_json::from_slice::<String>(line).as_deref() {
         Ok("status") => Ok(Request::Status),
         Ok("namespaces") => Ok(Request::Namespaces),
+        Ok("devices") => Ok(Request::Devices),
         Ok("drain") => Ok(Request::Drain),
         Ok(other) => Err(format!("unknown request {other:?}: {known}")),
         Err(_) => Err(format!("not a JSON string: {known}")),

@@ -14,7 +14,10 @@ use forebay_nvme::{
 use std::fmt;
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::nvme::{self, Drive, Drives, NvmeError, OnClock};
+use crate::reactor::Clock;
 use crate::store::format::FormatError;
 use crate::store::geometry::FormatOptions;
 use crate::store::pool::{self, Identity};
@@ -72,6 +75,9 @@ pub enum DeviceError {
         /// What it said.
         error: BlockError,
     },
+    /// An NVMe drive of our own.
+    #[error(transparent)]
+    Nvme(#[from] NvmeError),
     /// No memory to begin with.
     #[error(transparent)]
     Memory(#[from] ArenaError),
@@ -83,18 +89,44 @@ pub enum DeviceError {
     Entropy(#[from] std::io::Error),
 }
 
+/// Why a device gives no queue.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The kernel gives no ring.
+    #[error(transparent)]
+    Uring(#[from] uring::OpenError),
+    /// The controller, or the way to it.
+    #[error(transparent)]
+    Nvme(#[from] NvmeError),
+}
+
+impl From<QueueError> for DeviceError {
+    fn from(error: QueueError) -> Self {
+        match error {
+            QueueError::Uring(error) => Self::Open(error),
+            QueueError::Nvme(error) => Self::Nvme(error),
+        }
+    }
+}
+
 /// One device, as it goes to each reactor's thread.
 #[derive(Clone)]
 pub enum Media {
     /// A file or block device.
     Uring(UringDevice),
+    /// A drive of our own.
+    Nvme(Drive),
     /// A simulated device's content, and its size in blocks.
     Sim(Snapshot, u64),
 }
 
 impl fmt::Debug for Media {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if matches!(self, Self::Uring(_)) { "Uring" } else { "Sim" })
+        f.write_str(match self {
+            Self::Uring(_) => "Uring",
+            Self::Nvme(_) => "Nvme",
+            Self::Sim(..) => "Sim",
+        })
     }
 }
 
@@ -102,19 +134,27 @@ impl Media {
     /// A queue for the calling thread, with `memory` registered.
     ///
     /// # Errors
-    /// The kernel gives no ring.
-    pub fn queue(
-        &self,
-        memory: &Pool,
-        depth: u32,
-    ) -> Result<Box<dyn BlockQueue>, uring::OpenError> {
+    /// [`QueueError`].
+    pub fn queue(&self, memory: &Pool, depth: u32) -> Result<Box<dyn BlockQueue>, QueueError> {
         Ok(match self {
             Self::Uring(device) => Box::new(device.queue(memory, depth)?),
+            Self::Nvme(drive) => Box::new(nvme::queue(drive, memory, depth)?),
             Self::Sim(snapshot, blocks) => {
                 let config = sim_config(*blocks, depth);
                 Box::new(SimDevice::from_snapshot(config, snapshot).queue())
             }
         })
+    }
+}
+
+impl Media {
+    /// The drive, if it is one of our own.
+    #[must_use]
+    pub fn drive(&self) -> Option<&Drive> {
+        match self {
+            Self::Nvme(drive) => Some(drive),
+            Self::Uring(_) | Self::Sim(..) => None,
+        }
     }
 }
 
@@ -127,6 +167,8 @@ fn sim_config(blocks: u64, depth: u32) -> SimConfig {
 pub struct Devices {
     /// In the order of the pool.
     pub media: Vec<Media>,
+    /// Keeps the NVMe drives among them; to be dropped behind their last queue.
+    pub drives: Option<Arc<Drives>>,
     /// What all reactors know of it.
     pub pool: crate::store::Pool,
 }
@@ -140,6 +182,7 @@ struct Opened {
 
 enum Handle {
     Uring(UringDevice),
+    Nvme(Drive, Clock),
     Sim(SimDevice, u64),
 }
 
@@ -148,16 +191,17 @@ impl Devices {
     ///
     /// # Errors
     /// [`DeviceError`].
-    pub fn open(config: &Config, now_s: u64) -> Result<Self, DeviceError> {
+    pub fn open(config: &Config, clock: Clock) -> Result<Self, DeviceError> {
         let memory = Arena::on_demand(MEMORY_BYTES)?.pool();
-        let opened = config.devices.iter().map(|device| open(config, device));
+        let mut opener = Opener { config, clock, drives: None };
+        let opened = config.devices.iter().map(|device| opener.open(device));
         let opened = opened.collect::<Result<Vec<_>, _>>()?;
         let mut queues = opened
             .iter()
             .map(|device| device.handle.queue(&memory))
-            .collect::<Result<Vec<_>, uring::OpenError>>()?;
+            .collect::<Result<Vec<_>, QueueError>>()?;
         if needs_format(&opened, &mut queues, &memory)? {
-            let identity = identity(opened.len(), now_s)?;
+            let identity = identity(opened.len(), clock.now().unix_s)?;
             let formatted = pool::format(&mut queues, &memory, &identity, FormatOptions::default());
             formatted.map_err(|error| of_device(&opened, error))?;
             log::info!("formatted {} blank device(s) as a new pool", opened.len());
@@ -167,28 +211,53 @@ impl Devices {
         let pool = pool.map_err(|error| of_device(&opened, error))?;
         drop(queues);
         let media = opened.into_iter().map(|device| device.handle.into_media()).collect();
-        Ok(Self { media, pool })
+        Ok(Self { media, drives: opener.drives, pool })
     }
 }
 
-fn open(config: &Config, device: &forebay_config::Device) -> Result<Opened, DeviceError> {
-    let forebay_config::Device { driver, path, size_bytes, format_if_blank } = device.clone();
-    let handle = match driver {
-        Driver::Uring => Handle::Uring(UringDevice::open(&path, size_bytes)?),
-        Driver::Sim if config.daemon.cores.len() > 1 => return Err(DeviceError::SimCores),
-        Driver::Sim => {
-            let blocks = size_bytes.unwrap_or(0) / BLOCK_BYTES as u64;
-            Handle::Sim(SimDevice::new(sim_config(blocks, DEPTH)), blocks)
+/// Opens one device after the other.
+struct Opener<'a> {
+    config: &'a Config,
+    clock: Clock,
+    drives: Option<Arc<Drives>>,
+}
+
+impl Opener<'_> {
+    fn open(&mut self, device: &forebay_config::Device) -> Result<Opened, DeviceError> {
+        let forebay_config::Device { driver, path, size_bytes, format_if_blank, nvme } =
+            device.clone();
+        let handle = match driver {
+            Driver::Uring => Handle::Uring(UringDevice::open(&path, size_bytes)?),
+            Driver::Vfio => {
+                let drive = self.drives()?.open(&path.to_string_lossy(), &nvme)?;
+                Handle::Nvme(drive, self.clock)
+            }
+            Driver::Sim if self.config.daemon.cores.len() > 1 => return Err(DeviceError::SimCores),
+            Driver::Sim => {
+                let blocks = size_bytes.unwrap_or(0) / BLOCK_BYTES as u64;
+                Handle::Sim(SimDevice::new(sim_config(blocks, DEPTH)), blocks)
+            }
+        };
+        let path = if driver == Driver::Sim { PathBuf::from("the simulated device") } else { path };
+        Ok(Opened { path, format_if_blank, handle })
+    }
+
+    fn drives(&mut self) -> Result<Arc<Drives>, NvmeError> {
+        if let Some(drives) = &self.drives {
+            return Ok(Arc::clone(drives));
         }
-    };
-    let path = if driver == Driver::Sim { PathBuf::from("the simulated device") } else { path };
-    Ok(Opened { path, format_if_blank, handle })
+        let drives = Arc::new(Drives::start(self.clock)?);
+        Ok(Arc::clone(self.drives.insert(drives)))
+    }
 }
 
 impl Handle {
-    fn queue(&self, memory: &Pool) -> Result<Box<dyn BlockQueue>, uring::OpenError> {
+    fn queue(&self, memory: &Pool) -> Result<Box<dyn BlockQueue>, QueueError> {
         Ok(match self {
             Self::Uring(device) => Box::new(device.queue(memory, DEPTH)?),
+            Self::Nvme(drive, clock) => {
+                Box::new(OnClock::new(nvme::queue(drive, memory, DEPTH)?, *clock))
+            }
             Self::Sim(device, _) => Box::new(device.queue()),
         })
     }
@@ -196,6 +265,7 @@ impl Handle {
     fn into_media(self) -> Media {
         match self {
             Self::Uring(device) => Media::Uring(device),
+            Self::Nvme(drive, _) => Media::Nvme(drive),
             Self::Sim(device, blocks) => Media::Sim(device.snapshot(), blocks),
         }
     }
@@ -273,7 +343,7 @@ fn is_zero(
     queue.submit(request).map_err(|_| BlockError::Gone)?;
     let (mut completions, mut now_us) = (Vec::with_capacity(1), 0);
     while queue.poll(now_us, &mut completions) == 0 {
-        // The clock of a simulated device; a real one does not look at it.
+        // The clock of a simulated device; a real one goes by its own (`OnClock`).
         now_us += 1000;
         std::thread::yield_now();
     }

@@ -11,6 +11,7 @@
 
 pub mod devices;
 pub mod events;
+pub mod nvme;
 pub mod thread;
 
 use crate::admin::{Admin, AdminError, Request};
@@ -22,7 +23,7 @@ use crate::service;
 use crate::signals::Signals;
 use crate::store::{self, Class, Namespace, Usage};
 use crossbeam_channel::{Sender, bounded};
-use devices::{DeviceError, Devices};
+use devices::{DeviceError, Devices, Media};
 use events::{Event, Events, Inbox};
 use forebay_config::Config;
 use forebay_fabric::pdu::{CAPSULE_BYTES_DEFAULT, Endpoint};
@@ -30,6 +31,7 @@ use forebay_fabric::server::ServerConfig;
 use forebay_fabric::stream::tcp::Tcp;
 use forebay_nvme::{Arena, ArenaError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nvme::Drive;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
@@ -92,16 +94,21 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let signals = Signals::block()?;
     let clock = Clock::start();
     let admin = Admin::bind(&config.daemon.admin_socket)?;
-    let devices = Devices::open(config, clock.now().unix_s)?;
+    let devices = Devices::open(config, clock)?;
+    // Dropped behind the reactors and their queues.
+    let drives = devices.drives.clone();
     let (events, inbox) = events::channel()?;
     let pool = devices.pool.clone();
     let usage = Usage::default();
+    let nvme = devices.media.iter().filter_map(Media::drive).cloned().collect();
     let (addresses, reactors) = start(config, devices, clock, &usage, &events)?;
     let state = State::default();
     let mut daemon =
-        Daemon { signals, admin, inbox, addresses, reactors, clock, pool, usage, state };
+        Daemon { signals, admin, inbox, addresses, reactors, clock, pool, usage, nvme, state };
     let ended = daemon.serve(config);
     daemon.join();
+    drop(daemon);
+    drop(drives);
     ended
 }
 
@@ -204,6 +211,8 @@ struct Daemon {
     clock: Clock,
     pool: store::Pool,
     usage: Usage,
+    /// The drives of `driver = "vfio"`.
+    nvme: Vec<Drive>,
     state: State,
 }
 
@@ -383,11 +392,14 @@ impl Daemon {
 
     /// Answers the admin clients; `true` if one of them wants the daemon to drain.
     fn answer_admin(&mut self) -> bool {
-        let Self { admin, addresses, clock, pool, usage, state, .. } = self;
+        let Self { admin, addresses, clock, pool, usage, nvme: drives, state, .. } = self;
         let mut drain = false;
         admin.serve(|request| match request {
             Request::Status => status(addresses, *clock, pool, state),
             Request::Namespaces => namespaces(&state.table, usage),
+            Request::Devices => {
+                drives.iter().map(|drive| nvme::report(drive, REPORT_TIMEOUT)).collect()
+            }
             Request::Drain => {
                 drain = true;
                 json!({ "draining": true })

@@ -1,6 +1,6 @@
 //! The life of one reactor's thread: recover, wait for the order to serve, serve, close.
 
-use super::devices::Media;
+use super::devices::{Media, QueueError};
 use super::events::{Event, Events};
 use crate::catalog::{self, CatalogError, Table};
 use crate::checkpoint::{self, Limits};
@@ -13,7 +13,6 @@ use forebay_fabric::Status;
 use forebay_fabric::server::{Server, ServerConfig};
 use forebay_fabric::stream::tcp::Tcp;
 use forebay_fabric::stream::{StreamConfig, StreamTransport};
-use forebay_nvme::uring::OpenError;
 use forebay_nvme::{DmaBuf, PoolSeed};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -69,7 +68,7 @@ pub struct Order {
 pub enum ReactorError {
     /// No queue on a device.
     #[error(transparent)]
-    Queue(#[from] OpenError),
+    Queue(#[from] QueueError),
     /// A shard is not recovered.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),

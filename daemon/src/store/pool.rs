@@ -341,7 +341,7 @@ impl Sync<'_> {
         }
         let mut now_us = 0;
         while self.queue.poll(now_us, &mut completions) == 0 {
-            // The clock of a simulated device; a real one does not look at it.
+            // The clock of a simulated device; a real one goes by its own.
             now_us += 1000;
             std::hint::spin_loop();
         }

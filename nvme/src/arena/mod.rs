@@ -20,15 +20,18 @@
 )]
 
 mod buddy;
+pub(crate) mod bus;
 mod pool;
 mod region;
 mod table;
+mod words;
 
 use std::sync::Arc;
 
 pub use pool::{DmaBuf, Pool};
 use region::Region;
 pub use table::{Table, TableEntry};
+pub use words::{DmaSlots, DmaWords};
 
 /// The smallest buffer, in bytes.
 pub const BUFFER_BYTES_MIN: usize = 4096;
@@ -122,6 +125,31 @@ impl Arena {
     pub fn pool(self) -> Pool {
         let bytes = self.region.bytes();
         PoolSeed { region: Arc::new(self.region), offset: 0, bytes }.into_pool()
+    }
+}
+
+/// A whole arena as a device or a network card registers it: where it is, and that it stays there. Gives no
+/// access to its content.
+#[derive(Clone, Debug)]
+pub struct Span(Arc<Region>);
+
+impl Span {
+    /// Its first address, a multiple of [`BUFFER_BYTES_MAX`].
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.0.at(0, 0).addr().get()
+    }
+
+    /// Its length, a multiple of [`BUFFER_BYTES_MAX`].
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    /// Whether both are one mapping.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::buddy::Buddy;
 use super::region::Region;
-use super::{BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, PoolSeed};
+use super::{BUFFER_BYTES_MAX, BUFFER_BYTES_MIN, PoolSeed, Span};
 
 /// A single-threaded allocator of DMA memory. Clones are handles on the same pool.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub struct Pool {
 
 struct Inner {
     /// Keeps the mapping alive; `base` points into it.
-    _region: Arc<Region>,
+    region: Arc<Region>,
     base: NonNull<u8>,
     bytes: usize,
     buddy: RefCell<Buddy>,
@@ -34,7 +34,7 @@ impl Pool {
         let pages = u32::try_from(bytes / BUFFER_BYTES_MIN).expect("a pool is below 16 TiB");
         let base = region.at(offset, bytes);
         let buddy = RefCell::new(Buddy::new(pages));
-        Self { inner: Rc::new(Inner { _region: region, base, bytes, buddy }) }
+        Self { inner: Rc::new(Inner { region, base, bytes, buddy }) }
     }
 
     /// A buffer of at least `bytes`: the next power of two, 4 KiB or more. Its content is whatever
@@ -77,6 +77,12 @@ impl Pool {
     pub fn region(&self) -> (*const u8, usize) {
         (self.inner.base.as_ptr(), self.inner.bytes)
     }
+
+    /// The whole arena that the pool is a slice of.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        Span(Arc::clone(&self.inner.region))
+    }
 }
 
 impl fmt::Debug for Pool {
@@ -101,11 +107,18 @@ impl DmaBuf {
     pub fn zero_tail(&mut self, from: usize) {
         self[from..].fill(0);
     }
+
+    /// Its first address, without a borrow of its content: a device may be writing there.
+    #[inline]
+    pub(crate) fn as_shared_ptr(&self) -> *const u8 {
+        self.address.as_ptr()
+    }
 }
 
 impl Deref for DmaBuf {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: `address..+bytes` lies in the mapping, which `pool` keeps alive. It is
         // initialised: anonymous memory begins as zeroes. No other reference to it exists: the
@@ -116,6 +129,7 @@ impl Deref for DmaBuf {
 }
 
 impl DerefMut for DmaBuf {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`; and `&mut self` makes this the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.bytes) }

@@ -13,6 +13,7 @@ use super::{ArenaError, BUFFER_BYTES_MAX};
 
 const PAGE_BYTES: usize = 4096;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+const GIGANTIC_PAGE_BYTES: usize = 1 << 30;
 
 /// An owned, private, anonymous mapping.
 #[derive(Debug)]
@@ -30,15 +31,21 @@ unsafe impl Sync for Region {}
 impl Region {
     /// Huge pages if there are enough, else ordinary ones; resident, and locked if allowed.
     pub(super) fn pinned(bytes: usize) -> Result<Self, ArenaError> {
-        let mib = bytes >> 20;
-        match Self::map(bytes, HUGE_PAGE_BYTES, MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB) {
-            Ok(region) => {
+        let kinds = [
+            ("1 GiB", GIGANTIC_PAGE_BYTES, MapFlags::MAP_HUGE_1GB),
+            ("2 MiB", HUGE_PAGE_BYTES, MapFlags::MAP_HUGE_2MB),
+        ];
+        for (name, page_bytes, flag) in kinds {
+            // Refused where not enough of them are reserved.
+            if bytes.is_multiple_of(page_bytes)
+                && let Ok(region) = Self::map(bytes, page_bytes, MapFlags::MAP_HUGETLB | flag)
+            {
                 region.settle()?;
-                log::info!("arena: {mib} MiB in reserved 2 MiB pages (hugetlb)");
-                Ok(region)
+                log::info!("arena: {} MiB in reserved {name} pages (hugetlb)", bytes >> 20);
+                return Ok(region);
             }
-            Err(_) => Self::pinned_ordinary(bytes),
         }
+        Self::pinned_ordinary(bytes)
     }
 
     fn pinned_ordinary(bytes: usize) -> Result<Self, ArenaError> {
@@ -112,7 +119,8 @@ impl Region {
 
     /// Maps `bytes`, aligned to 4 MiB: maps enough more to align in, and gives the ends back.
     fn map(bytes: usize, page_bytes: usize, flags: MapFlags) -> nix::Result<Self> {
-        let slack = BUFFER_BYTES_MAX - page_bytes;
+        // Larger pages are aligned by themselves.
+        let slack = BUFFER_BYTES_MAX.saturating_sub(page_bytes);
         let length = NonZeroUsize::new(bytes + slack).ok_or(Errno::EINVAL)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.

@@ -51,8 +51,17 @@ impl Device {
             seed,
         } = config;
         check_atomic_bytes(faults.atomic_bytes);
-        let geometry =
-            Geometry { blocks, max_transfer_blocks, depth, volatile_write_cache, discard };
+        let geometry = Geometry {
+            blocks,
+            max_transfer_blocks,
+            depth,
+            volatile_write_cache,
+            discard,
+            write_zeroes: true,
+            compare: true,
+            verify: true,
+            atomic_write_bytes: faults.atomic_bytes as u32,
+        };
         Self {
             geometry,
             latency,
@@ -185,8 +194,16 @@ impl Device {
             Operation::Write { block, blocks, .. } => {
                 (&self.latency.write_us, self.state.delay_us(*block, u64::from(*blocks)))
             }
+            Operation::Compare { block, blocks, .. } => {
+                (&self.latency.read_us, self.state.delay_us(*block, u64::from(*blocks)))
+            }
+            Operation::Verify { block, blocks } => {
+                (&self.latency.read_us, self.state.delay_us(*block, *blocks))
+            }
             Operation::Flush => (&self.latency.flush_us, 0),
-            Operation::Discard { .. } => (&self.latency.discard_us, 0),
+            Operation::Discard { .. } | Operation::WriteZeroes { .. } => {
+                (&self.latency.discard_us, 0)
+            }
         };
         delay_us + self.state.rng.u64(span.clone())
     }
@@ -204,6 +221,20 @@ impl Device {
                 self.counters.discards += 1;
                 self.media.discard(*block, *blocks, &mut self.state.rng);
                 Ok(())
+            }
+            Operation::WriteZeroes { block, blocks } => {
+                let zeroes = [0; BLOCK_BYTES];
+                (*block..*block + *blocks).try_for_each(|block| self.write(block, &zeroes, false))
+            }
+            Operation::Compare { block, blocks, buffer } => {
+                let mut held = vec![0; *blocks as usize * BLOCK_BYTES];
+                let read = self.read(*block, &mut held);
+                let same = buffer[..held.len()] == held;
+                read.and(if same { Ok(()) } else { Err(BlockError::Mismatch) })
+            }
+            Operation::Verify { block, blocks } => {
+                let mut held = [0; BLOCK_BYTES];
+                (*block..*block + *blocks).try_for_each(|block| self.read(block, &mut held))
             }
         };
         request.end(result)

@@ -90,15 +90,15 @@ pub enum Rule {
 
 /// The rules in force, and the dice.
 #[derive(Debug)]
-pub(super) struct FaultState {
-    pub(super) faults: Faults,
-    pub(super) rules: Vec<Rule>,
-    pub(super) rng: fastrand::Rng,
+pub(crate) struct FaultState {
+    pub(crate) faults: Faults,
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) rng: fastrand::Rng,
 }
 
 /// What becomes of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WriteFate {
+pub(crate) enum WriteFate {
     Written,
     Failed,
     Lost,
@@ -106,11 +106,11 @@ pub(super) enum WriteFate {
 }
 
 impl FaultState {
-    pub(super) fn hit(&mut self, per_mille: u32) -> bool {
+    pub(crate) fn hit(&mut self, per_mille: u32) -> bool {
         per_mille > 0 && self.rng.u32(..1000) < per_mille
     }
 
-    pub(super) fn read_fails(&mut self, first: u64, blocks: u64) -> bool {
+    pub(crate) fn read_fails(&mut self, first: u64, blocks: u64) -> bool {
         let ruled = self
             .rules
             .iter()
@@ -118,7 +118,7 @@ impl FaultState {
         ruled || self.hit(self.faults.read_fail_per_mille)
     }
 
-    pub(super) fn flush_fails(&mut self) -> bool {
+    pub(crate) fn flush_fails(&mut self) -> bool {
         if let Some(at) = self.rules.iter().position(|rule| *rule == Rule::FailNextFlush) {
             self.rules.remove(at);
             return true;
@@ -126,7 +126,7 @@ impl FaultState {
         self.hit(self.faults.flush_fail_per_mille)
     }
 
-    pub(super) fn delay_us(&self, first: u64, blocks: u64) -> u64 {
+    pub(crate) fn delay_us(&self, first: u64, blocks: u64) -> u64 {
         let delay = |rule: &Rule| match rule {
             Rule::Delay { block, delay_us } if touches(first, blocks, *block) => *delay_us,
             _ => 0,
@@ -135,7 +135,7 @@ impl FaultState {
     }
 
     /// `device_blocks` bounds where a misdirected write may land.
-    pub(super) fn write_fate(&mut self, first: u64, blocks: u64, device_blocks: u64) -> WriteFate {
+    pub(crate) fn write_fate(&mut self, first: u64, blocks: u64, device_blocks: u64) -> WriteFate {
         if let Some(fate) = self.ruled_write_fate(first, blocks) {
             return fate;
         }

@@ -31,8 +31,8 @@
 //! ```
 
 mod device;
-mod faults;
-mod media;
+pub(crate) mod faults;
+pub(crate) mod media;
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -61,7 +61,7 @@ fn transfer(file: &File, operation: &mut Operation, bytes: &mut usize) -> Result
             *bytes += length;
             file.write_all_at(&buffer[..length], *block * BLOCK_BYTES as u64)
         }
-        Operation::Flush | Operation::Discard { .. } => return Err(BlockError::Unsupported),
+        _ => return Err(BlockError::Unsupported),
     };
     outcome.map_err(|error| {
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));

@@ -97,6 +97,11 @@ impl UringDevice {
             depth,
             volatile_write_cache: self.target.volatile_write_cache,
             discard: self.target.discard,
+            // Punching a hole, which is what a discard does here, leaves zeroes.
+            write_zeroes: self.target.discard,
+            compare: false,
+            verify: false,
+            atomic_write_bytes: SECTOR_BYTES as u32,
         };
         Ok(UringQueue {
             ring,
@@ -274,7 +279,7 @@ impl UringQueue {
                     self.stage(slot);
                     return None;
                 }
-                Progress::Stuck => Err(media_error(&in_flight.request.operation)),
+                Progress::Stuck => Err(in_flight.request.operation.media_error()),
             },
         };
         Some(self.slots.remove(slot).end(result))
@@ -321,7 +326,7 @@ enum Progress {
 fn advance(in_flight: &mut InFlight, bytes: usize) -> Progress {
     let blocks = match in_flight.request.operation {
         Operation::Read { blocks, .. } | Operation::Write { blocks, .. } => blocks as usize,
-        Operation::Flush | Operation::Discard { .. } => return Progress::Done,
+        _ => return Progress::Done,
     };
     in_flight.done_bytes += bytes / SECTOR_BYTES * SECTOR_BYTES;
     if in_flight.done_bytes >= blocks * BLOCK_BYTES {
@@ -367,11 +372,14 @@ fn entry_of(
             }
         }
         Operation::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
-        Operation::Discard { block, blocks } => {
+        Operation::Discard { block, blocks } | Operation::WriteZeroes { block, blocks } => {
             opcode::Fallocate::new(FILE, *blocks * BLOCK_BYTES as u64)
                 .offset(*block * BLOCK_BYTES as u64)
                 .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
                 .build()
+        }
+        Operation::Compare { .. } | Operation::Verify { .. } => {
+            unreachable!("the geometry says that there is no such command")
         }
     }
 }
@@ -384,14 +392,6 @@ fn block_error(errno: Errno, operation: &Operation) -> BlockError {
         Errno::EOPNOTSUPP => BlockError::Unsupported,
         Errno::EINVAL => BlockError::Invalid,
         Errno::ENODEV | Errno::ENXIO => BlockError::Gone,
-        _ => media_error(operation),
-    }
-}
-
-fn media_error(operation: &Operation) -> BlockError {
-    match operation {
-        Operation::Read { .. } => BlockError::Read,
-        Operation::Write { .. } | Operation::Discard { .. } => BlockError::Write,
-        Operation::Flush => BlockError::Flush,
+        _ => operation.media_error(),
     }
 }

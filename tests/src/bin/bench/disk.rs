@@ -1,10 +1,10 @@
 //! The same on a disk, for information: what the target folder is on is nobody's promise.
 
 use crate::Effort;
-use crate::machine::{Machine, folder_in, target};
-use crate::metric::Metrics;
-use crate::peers::{Fio, fio};
+use crate::machine::{Machine, folder_in};
+use crate::peers::fio;
 use crate::server::{Load, Server};
+use forebay_tests::measure::{Fio, Metrics, target};
 
 const DEVICE_MIB: u64 = 2048;
 const SMALL: Load = Load {
@@ -32,9 +32,16 @@ pub(crate) fn measure(
     let folder = folder_in(&target()?)?;
     let (core, seconds) = (machine.client_core, effort.seconds);
     let file = folder.path().join("fio");
-    let job = Fio { file: &file, rw: "randread", block_bytes: 4096, depth: 32 };
+    let job = Fio {
+        file: &file,
+        rw: "randread",
+        block_bytes: 4096,
+        depth: 32,
+        batch: 16,
+        size_mib: Some(512),
+    };
     metrics.note("disk_fio_4k_randread_per_s", fio(core, job, seconds)?, "1/s");
-    let job = Fio { rw: "read", block_bytes: 128 << 10, depth: 16, ..job };
+    let job = Fio { rw: "read", block_bytes: 128 << 10, depth: 16, batch: 8, ..job };
     let bytes_per_s = fio(core, job, seconds)? * job.block_bytes as f64;
     metrics.note("disk_fio_128k_read_bytes_per_s", bytes_per_s, "B/s");
     std::fs::remove_file(&file)?;

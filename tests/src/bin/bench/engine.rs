@@ -3,12 +3,12 @@
 
 use crate::Effort;
 use crate::machine::{Machine, folder_in_memory, now, on_core};
-use crate::metric::{Metrics, Rate};
-use crate::peers::{Fio, fio};
+use crate::peers::fio;
 use anyhow::{Context as _, ensure};
 use forebay_fabric::pdu::crc32c;
 use forebay_nvme::uring::UringDevice;
 use forebay_nvme::{Arena, BLOCK_BYTES, BlockQueue};
+use forebay_tests::measure::{Fio, Metrics, Rate};
 use forebayd::executor::Tasks;
 use forebayd::reactor::{Clock, Core, Now, Parts};
 use forebayd::store::geometry::FormatOptions;
@@ -43,7 +43,14 @@ pub(crate) fn measure(
 ) -> anyhow::Result<()> {
     let folder = folder_in_memory(DEVICE_MIB + FIO_MIB)?;
     let (file, core) = (folder.path().join("fio"), machine.client_core);
-    let job = Fio { file: &file, rw: "randread", block_bytes: BLOCK_BYTES, depth: CLIENTS };
+    let job = Fio {
+        file: &file,
+        rw: "randread",
+        block_bytes: BLOCK_BYTES,
+        depth: CLIENTS,
+        batch: CLIENTS / 2,
+        size_mib: Some(FIO_MIB),
+    };
     let mut engine = on_core(core, || Engine::start(&folder.path().join("device"), KEYS))?;
     let mut ours = Rate::new("engine_retrieve_4k_per_s", "1/s");
     let mut theirs = Rate::new("fio_4k_randread_per_s", "1/s");

@@ -2,9 +2,9 @@
 
 use crate::Effort;
 use crate::machine::{Machine, folder_in_memory};
-use crate::metric::{Metrics, Rate};
 use crate::peers::Iperf;
 use crate::server::{Load, Server};
+use forebay_tests::measure::{Metrics, Rate};
 
 /// Of iperf3's rate.
 const GOAL: f64 = 0.8;

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -64,12 +64,6 @@ pub(crate) fn now() -> Instant {
 #[expect(clippy::disallowed_methods, reason = "no reactor here: this thread has nothing else")]
 pub(crate) fn sleep(duration: Duration) {
     std::thread::sleep(duration);
-}
-
-/// The target folder that this program was built into.
-pub(crate) fn target() -> anyhow::Result<PathBuf> {
-    let program = std::env::current_exe().context("this program's own path")?;
-    Ok(program.ancestors().nth(2).context("a target folder around this program")?.to_owned())
 }
 
 /// A folder in memory with room for `mib`, removed with everything in it when it is dropped.

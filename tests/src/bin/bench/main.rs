@@ -13,16 +13,14 @@ mod engine;
 mod large;
 mod machine;
 mod memory;
-mod metric;
 mod peers;
 mod server;
 mod small;
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
+use forebay_tests::measure::{Metrics, publish};
 use machine::Machine;
-use metric::Metrics;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Measures Forebay beside fio, iperf3 and Redis.
@@ -88,16 +86,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         eprintln!("bench: {name}");
         part(&machine, effort, &mut metrics).with_context(|| format!("part {name}"))?;
     }
-    print!("{}", metrics.table());
-    let path = results(only.is_none() && !quick)?;
-    std::fs::write(&path, metrics.json()).with_context(|| path.display().to_string())?;
-    println!("written to {}", path.display());
+    // Only a whole run is `foundation.json`.
+    let whole = only.is_none() && !quick;
+    publish(&metrics, if whole { "foundation" } else { "foundation-part" })?;
     Ok(metrics.all_ok())
-}
-
-/// Where the results go: only a whole run is `foundation.json`.
-fn results(whole: bool) -> anyhow::Result<PathBuf> {
-    let folder = machine::target()?.join("bench");
-    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    Ok(folder.join(if whole { "foundation.json" } else { "foundation-part.json" }))
 }

@@ -2,8 +2,8 @@
 
 use crate::Effort;
 use crate::machine::{Machine, folder_in_memory, now, sleep};
-use crate::metric::{Goal, Metrics, Rate};
 use crate::server::{Load, Server};
+use forebay_tests::measure::{Goal, Metrics, Rate};
 use forebayd::store::index::{Entry, Index};
 use std::time::Duration;
 

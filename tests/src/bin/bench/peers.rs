@@ -2,49 +2,16 @@
 
 use crate::machine::{Process, free_address, output};
 use anyhow::{Context as _, ensure};
+use forebay_tests::measure::Fio;
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-/// One fio job.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fio<'a> {
-    /// The file; fio makes it if it is not there.
-    pub(crate) file: &'a Path,
-    /// `randread`, `read`, …
-    pub(crate) rw: &'a str,
-    /// Bytes of each transfer.
-    pub(crate) block_bytes: usize,
-    /// How many at a time.
-    pub(crate) depth: usize,
-}
-
-/// Operations per second of a job over 512 MiB on `core`: io_uring, fixed buffers, a registered file,
-/// half the depth submitted and reaped at a time.
+/// Operations per second of a job on `core`.
 pub(crate) fn fio(core: usize, job: Fio<'_>, seconds: u32) -> anyhow::Result<f64> {
-    let Fio { file, rw, block_bytes, depth } = job;
-    let batch = depth.div_ceil(2);
-    let text = output(
-        core,
-        Command::new("fio")
-            .args(["--name=bench", "--ioengine=io_uring", "--fixedbufs=1", "--registerfiles=1"])
-            .args(["--direct=1", "--norandommap=1", "--size=512m", "--time_based=1"])
-            .arg(format!("--filename={}", file.display()))
-            .arg(format!("--rw={rw}"))
-            .arg(format!("--bs={block_bytes}"))
-            .arg(format!("--iodepth={depth}"))
-            .arg(format!("--iodepth_batch_submit={batch}"))
-            .arg(format!("--iodepth_batch_complete_max={batch}"))
-            .arg(format!("--runtime={seconds}"))
-            .args(["--ramp_time=1", "--output-format=json"]),
-    )?;
-    let direction = if rw.ends_with("write") { "write" } else { "read" };
-    // fio may print warnings before its JSON.
-    let json = &text[text.find('{').context("fio printed no JSON")?..];
-    let json: Value = serde_json::from_str(json).context("the JSON of fio")?;
-    json["jobs"][0][direction]["iops"].as_f64().context("no iops in the JSON of fio")
+    job.iops(&output(core, Command::new("fio").args(job.arguments(seconds)))?)
 }
 
 /// An iperf3 server.

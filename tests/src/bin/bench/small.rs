@@ -5,9 +5,9 @@
 
 use crate::Effort;
 use crate::machine::{Machine, folder_in_memory};
-use crate::metric::{Metrics, Rate};
 use crate::peers::Redis;
 use crate::server::{Load, Server};
+use forebay_tests::measure::{Metrics, Rate};
 
 /// Of Redis's GET rate.
 const RETRIEVE_GOAL: f64 = 1.0;

@@ -1,0 +1,117 @@
+//! Making a controller quiet, and giving one up.
+//!
+//! Guarantees: no gate turns [`Gate::Stopped`] or [`Gate::Gone`] while the controller may touch memory.
+
+use super::Story;
+use crate::hardware::{Hardware, Registers};
+use crate::pcie::State;
+use crate::pcie::error::{AdminError, Trouble};
+use crate::pcie::link::{Gate, Message};
+use crate::spec::registers::{self, Configuration, ControllerStatus, Shutdown};
+use std::sync::Arc;
+
+/// How long a controller may take to shut down, in milliseconds.
+const SHUTDOWN_MS: u64 = 10_000;
+
+impl<H: Hardware> Story<H> {
+    /// Stops the controller: by CC.EN, else by a reset of the function. Then its queues may take back what
+    /// they had given it.
+    pub(super) async fn stop(&mut self, trouble: Trouble) -> Result<(), Trouble> {
+        self.set_gates(Gate::Closed);
+        match trouble {
+            Trouble::Gone => return Err(trouble),
+            Trouble::Closed => self.shut_down().await,
+            Trouble::Bus => self.reset_function().await?,
+            _ => {}
+        }
+        match self.disable().await {
+            Ok(()) => {}
+            Err(Trouble::Gone) => return Err(Trouble::Gone),
+            Err(_) => self.reset_function().await?,
+        }
+        self.set_gates(Gate::Stopped);
+        self.queues.clear();
+        self.aborts.clear();
+        if let Some(admin) = &mut self.admin {
+            admin.reset();
+        }
+        Ok(())
+    }
+
+    /// Tells the controller that the power may go (NVMe Base 2.0, "Memory-based Controller Shutdown").
+    async fn shut_down(&mut self) {
+        let Some(registers) = self.registers.clone() else { return };
+        let configuration = Configuration(registers.read32(registers::CC));
+        registers.write32(registers::CC, configuration.with_shutdown(Shutdown::Normal).0);
+        let notes = &self.notes;
+        let done = self.clock.until(SHUTDOWN_MS, || {
+            notes.busy.set(true);
+            let status = ControllerStatus(registers.read32(registers::CSTS));
+            (status.gone() || status.shutdown_complete()).then_some(())
+        });
+        if done.await.is_none() {
+            log::warn!("{}: did not shut down within {SHUTDOWN_MS} ms", self.shared.name);
+        }
+    }
+
+    /// Takes the bus from the controller, tells its queues, and lets go of the function.
+    pub(super) fn give_up(&mut self) {
+        self.shared.set_state(State::Gone);
+        let Some(mut hardware) = self.hardware.take() else { return };
+        self.set_gates(Gate::Closed);
+        // It fails only where there is nothing left that could use the bus.
+        if let Err(error) = hardware.set_bus_master(false) {
+            log::debug!("{}: bus mastering off: {error}", self.shared.name);
+        }
+        self.set_gates(Gate::Gone);
+        self.queues.clear();
+        self.admin = None;
+        self.registers = None;
+        match self.notes.trouble.get() {
+            Some(Trouble::Closed) | None => log::debug!("{}: closed", self.shared.name),
+            Some(trouble) => log::error!("{}: given up: {trouble}", self.shared.name),
+        }
+    }
+
+    /// Nobody waits for a controller that is not there.
+    pub(super) async fn answer_for_ever(&mut self) {
+        loop {
+            for attach in self.deferred.drain(..) {
+                attach.link.set(Gate::Gone);
+            }
+            while let Ok(message) = self.inbox.try_recv() {
+                match message {
+                    Message::Attach(attach) => attach.link.set(Gate::Gone),
+                    Message::Detach(link) => link.set(Gate::Gone),
+                    Message::Abort { .. } | Message::Reset { .. } => {}
+                    Message::Admin { reply, .. } => {
+                        let trouble = self.notes.trouble.get().unwrap_or(Trouble::Gone);
+                        if reply.send(Err(AdminError::Trouble(trouble))).is_err() {
+                            log::debug!("{}: nobody waits for an answer", self.shared.name);
+                        }
+                    }
+                }
+            }
+            self.clock.tick().await;
+        }
+    }
+}
+
+impl<H: Hardware> Drop for Story<H> {
+    /// Without the pleasantries: what is left is taken away.
+    fn drop(&mut self) {
+        if self.hardware.is_some() && !self.status().gone() {
+            let registers = Arc::clone(self.registers.as_ref().expect("as long as the hardware"));
+            let configuration = Configuration(registers.read32(registers::CC));
+            registers.write32(registers::CC, configuration.disable().0);
+        }
+        self.give_up();
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                Message::Attach(attach) => attach.link.set(Gate::Gone),
+                Message::Detach(link) => link.set(Gate::Gone),
+                Message::Abort { .. } | Message::Reset { .. } | Message::Admin { .. } => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What the driver costs, counted: instructions and system calls of `submit` and `poll`.
+//!
+//! Guarantees: all that happens inside of the two functions counts, from the first instruction to the
+//! last, with the write of the doorbell, and nothing else: not the emulated controller, not whoever
+//! makes the requests. Bring-up and warm-up fall out: N operations are taken from 2 N.
+
+use crate::Effort;
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use forebay_nvme::emulated::{EmulatedConfig, EmulatedRegisters, Times};
+use forebay_nvme::pcie::{Options, Queue};
+use forebay_nvme::{BLOCK_BYTES, BlockQueue, Completion, DmaBuf, Operation, Request};
+use forebay_tests::measure::{Goal, Metrics};
+use forebay_tests::pcie::EmulatedQueue;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Instructions of a read of 4 KiB.
+const GOAL: f64 = 400.0;
+
+/// Operations on an emulated controller, all alike.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Work {
+    /// Writes, not reads
+    #[arg(long)]
+    write: bool,
+    /// Blocks of 4 KiB in each
+    #[arg(long)]
+    blocks: u32,
+    /// How many at a time
+    #[arg(long)]
+    depth: u32,
+    /// How many in all
+    #[arg(long)]
+    operations: u32,
+}
+
+const READ: Work = Work { write: false, blocks: 1, depth: 1, operations: 0 };
+
+/// What is counted; a goal where there is one.
+const WORKS: [(&str, Work, Goal); 6] = [
+    ("read_4k_qd1", READ, Goal::AtMost(GOAL)),
+    ("read_4k_qd32", Work { depth: 32, ..READ }, Goal::AtMost(GOAL)),
+    ("write_4k_qd1", Work { write: true, ..READ }, Goal::None),
+    ("write_4k_qd32", Work { write: true, depth: 32, ..READ }, Goal::None),
+    ("read_128k_qd1", Work { blocks: 32, ..READ }, Goal::None),
+    ("read_128k_qd32", Work { blocks: 32, depth: 32, ..READ }, Goal::None),
+];
+
+pub(crate) fn measure(effort: Effort, metrics: &mut Metrics) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir().context("a folder for what valgrind writes")?;
+    let mut system_calls = 0.0_f64;
+    for (name, work, goal) in WORKS {
+        let count = |operations: u32| {
+            Counts::of(Work { operations, ..work }, &folder.path().join("callgrind.out"))
+        };
+        let (once, twice) = (count(effort.operations)?, count(2 * effort.operations)?);
+        let each = |of: fn(&Counts) -> u64| {
+            (of(&twice) as f64 - of(&once) as f64) / f64::from(effort.operations)
+        };
+        let name = format!("instructions_{name}");
+        metrics.goal(&name, each(|counts| counts.instructions), "", goal);
+        system_calls = system_calls.max(each(|counts| counts.system_calls));
+    }
+    metrics.goal("syscalls_per_io_emulated", system_calls, "", Goal::AtMost(0.0));
+    Ok(())
+}
+
+/// What valgrind saw inside of the two functions.
+#[derive(Debug, PartialEq, Eq)]
+struct Counts {
+    instructions: u64,
+    system_calls: u64,
+}
+
+impl Counts {
+    /// Has valgrind run this program.
+    fn of(work: Work, file: &Path) -> anyhow::Result<Self> {
+        let Work { write, blocks, depth, operations } = work;
+        let mut command = Command::new("valgrind");
+        command
+            .args(["--tool=callgrind", "--collect-systime=yes"])
+            .args(["--toggle-collect=*counted_submit*", "--toggle-collect=*counted_poll*"])
+            .arg(format!("--callgrind-out-file={}", file.display()))
+            .arg(std::env::current_exe().context("this program's own path")?)
+            .arg("work")
+            .args(write.then_some("--write"))
+            .args(["--blocks", &blocks.to_string(), "--depth", &depth.to_string()])
+            .args(["--operations", &operations.to_string()])
+            .stdin(Stdio::null());
+        let output =
+            command.output().context("cannot run valgrind: `make bench-vm` installs it")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "valgrind ended with {}: {said}", output.status);
+        let text = std::fs::read_to_string(file).context("what valgrind counted")?;
+        Self::parse(&text).with_context(|| format!("valgrind counted nothing: {said}"))
+    }
+
+    /// The sums of a callgrind file: `events:` names them, `totals:` has them.
+    fn parse(text: &str) -> Option<Self> {
+        let fields = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.split_whitespace())
+        };
+        let totals: Vec<u64> = fields("totals:")?.filter_map(|field| field.parse().ok()).collect();
+        let total = |event: &str| {
+            let at = fields("events:")?.position(|name| name == event)?;
+            // Zeros at the end of a line are left out.
+            Some(totals.get(at).copied().unwrap_or(0))
+        };
+        let counts = Self { instructions: total("Ir")?, system_calls: total("sysCount")? };
+        (counts.instructions > 0).then_some(counts)
+    }
+}
+
+impl Work {
+    /// Does it.
+    pub(crate) fn run(self) {
+        let Self { write, blocks, depth, operations } = self;
+        let config = EmulatedConfig { times: Times::none(), ..EmulatedConfig::default() };
+        let mut rig = EmulatedQueue::open(config, Options::default(), depth);
+        let now_us = rig.now_us();
+        let bytes = blocks as usize * BLOCK_BYTES;
+        let mut free: Vec<DmaBuf> =
+            (0..depth).map(|_| rig.pool.alloc(bytes).expect("room")).collect();
+        let mut done = Vec::with_capacity(depth as usize);
+        let places = rig.queue.geometry().blocks - u64::from(blocks);
+        let (mut ended, mut rng) = (0, fastrand::Rng::with_seed(1));
+        while ended < operations {
+            for buffer in free.drain(..) {
+                let block = rng.u64(..places);
+                let operation = match write {
+                    true => Operation::Write { block, blocks, buffer, fua: false },
+                    false => Operation::Read { block, blocks, buffer },
+                };
+                counted_submit(&mut rig.queue, Request { tag: 0, operation });
+            }
+            // One poll rings the doorbell, the next one finds all that is done.
+            counted_poll(&mut rig.queue, now_us, &mut done);
+            rig.device.step(now_us);
+            ended += counted_poll(&mut rig.queue, now_us, &mut done) as u32;
+            for Completion { result, buffer, .. } in done.drain(..) {
+                result.expect("an honest controller");
+                free.extend(buffer);
+            }
+        }
+    }
+}
+
+#[inline(never)]
+fn counted_submit(queue: &mut Queue<EmulatedRegisters>, request: Request) {
+    queue.submit(request).expect("the queue has room");
+}
+
+#[inline(never)]
+fn counted_poll(
+    queue: &mut Queue<EmulatedRegisters>,
+    now_us: u64,
+    done: &mut Vec<Completion>,
+) -> usize {
+    queue.poll(now_us, done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sums_of_a_callgrind_file_are_read() {
+        let text = "version: 1\nevents: Ir sysCount sysTime \n\nfn=(1) f\n1 5\n\ntotals: 1234 2\n";
+        let counts = Counts { instructions: 1234, system_calls: 2 };
+        assert_eq!(Counts::parse(text), Some(counts));
+        assert_eq!(Counts::parse("events: Ir\ntotals: 1234\n"), None, "nobody counted the calls");
+        assert_eq!(Counts::parse("events: Ir sysCount\ntotals: 0\n"), None, "never collected");
+    }
+
+    #[test]
+    fn a_tiny_run_ends() {
+        for (_, work, _) in WORKS {
+            Work { operations: 64, ..work }.run();
+        }
+    }
+}
