@@ -134,7 +134,8 @@ fn receive(ends: &mut Ends, wanted_at_server: bool) -> (Vec<u8>, u32) {
     loop {
         let (server, client) = ends.turn();
         let events = if wanted_at_server { &server } else { &client };
-        if let Some(found) = events.iter().find_map(|event| message(ends, wanted_at_server, event)) {
+        if let Some(found) = events.iter().find_map(|event| message(ends, wanted_at_server, event))
+        {
             return found;
         }
     }

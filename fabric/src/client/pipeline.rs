@@ -221,7 +221,8 @@ impl<C: Connector> Pipeline<C> {
         }
         let Some(stream) = &mut slot.stream else { return false };
         let connector = &mut self.connector;
-        let mut lend = |stream: &mut C::Stream, cid, what: Lend<'_>| connector.lend(stream, cid, what);
+        let mut lend =
+            |stream: &mut C::Stream, cid, what: Lend<'_>| connector.lend(stream, cid, what);
         let mut moved = self.router.write(index, stream, &mut lend, now_us);
         let link = &self.router.peers[index].link;
         slot.wants_write = link.is_blocked();

@@ -44,8 +44,7 @@ const RECEIVE_BYTES_MIN: usize = 128 << 10;
 const TOKEN_COUNTER_BITS: u32 = 40;
 
 /// Asks whoever made a stream for memory: see [`super::Connector::lend`].
-pub(super) type Lender<'a, W> =
-    dyn FnMut(&mut W, u16, Lend<'_>) -> Option<RemoteMemory> + 'a;
+pub(super) type Lender<'a, W> = dyn FnMut(&mut W, u16, Lend<'_>) -> Option<RemoteMemory> + 'a;
 
 /// What has happened so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

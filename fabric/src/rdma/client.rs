@@ -215,9 +215,10 @@ impl<P: Provider> Shared<P> {
         let Some(state) = self.lines[index].as_mut() else { return };
         let mut channel = Channel::new(qp, &shape, greeting, 0);
         let message_bytes = channel.message_bytes();
-        let fit = state.early.drain(..).all(|pdu| {
-            pdu.len() <= message_bytes && channel.output.push_pdu(&pdu, message_bytes)
-        });
+        let fit = state
+            .early
+            .drain(..)
+            .all(|pdu| pdu.len() <= message_bytes && channel.output.push_pdu(&pdu, message_bytes));
         state.channel = Some(channel);
         if !fit {
             self.close(index);

@@ -78,9 +78,7 @@ mod tests {
                 [Credits::new(receives[0], receives[1]), Credits::new(receives[1], receives[0])];
             for side in &mut sides {
                 // Close to where the counts wrap.
-                for count in
-                    [&mut side.sent, &mut side.limit, &mut side.posted, &mut side.said]
-                {
+                for count in [&mut side.sent, &mut side.limit, &mut side.posted, &mut side.said] {
                     *count = count.wrapping_sub(20);
                 }
             }

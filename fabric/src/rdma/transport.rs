@@ -710,7 +710,8 @@ impl<P: Provider> Transport for RdmaTransport<P> {
     fn is_flushed(&self) -> bool {
         self.slots.iter().flat_map(|slot| &slot.connection).all(|connection| {
             connection.held.is_empty()
-                && connection.channel.is_empty() && self.provider.in_flight(connection.channel.qp) == 0
+                && connection.channel.is_empty()
+                && self.provider.in_flight(connection.channel.qp) == 0
         })
     }
 

@@ -278,13 +278,18 @@ impl Context {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum DeviceEvent {
     /// A queue pair has failed; `forbidden`: by what its peer has tried.
-    QueuePair { number: u32, forbidden: bool },
+    QueuePair {
+        number: u32,
+        forbidden: bool,
+    },
     /// A completion queue has overrun: a broken invariant of ours.
     CompletionQueue,
     /// The device is gone.
     Device,
     /// A port has gone up or down.
-    Port { up: bool },
+    Port {
+        up: bool,
+    },
     Other(u32),
 }
 

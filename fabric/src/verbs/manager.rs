@@ -140,13 +140,23 @@ pub(super) struct EventChannel {
 
 /// What the connection manager has to tell. The number is the one its connection was given.
 pub(super) enum ManagerEvent {
-    Requested { id: Id, ask: Note, reads: u8 },
+    Requested {
+        id: Id,
+        ask: Note,
+        reads: u8,
+    },
     AddressResolved(usize),
     RouteResolved(usize),
     /// The other side has accepted: the queue pair may be made ready.
-    Accepted { number: usize, answer: Note },
+    Accepted {
+        number: usize,
+        answer: Note,
+    },
     Established(usize),
-    Refused { number: usize, answer: Note },
+    Refused {
+        number: usize,
+        answer: Note,
+    },
     Disconnected(usize),
     Removed(usize),
 }
@@ -265,9 +275,8 @@ impl Id {
     fn new(channel: &Rc<EventChannel>) -> Result<Self, ProviderError> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the channel lives, and there is room for the answer.
-        let made = unsafe {
-            rdma_create_id(channel.raw, &mut raw, std::ptr::null_mut(), PORT_SPACE_TCP)
-        };
+        let made =
+            unsafe { rdma_create_id(channel.raw, &mut raw, std::ptr::null_mut(), PORT_SPACE_TCP) };
         check("cannot make an RDMA connection", made)?;
         Ok(Self { raw, _channel: Rc::clone(channel) })
     }
@@ -459,8 +468,7 @@ fn tune(
         _ => {
             attributes.timeout = ACK_TIMEOUT;
             attributes.retry_cnt = RETRIES;
-            attributes.rnr_retry =
-                if tuning.remote_access { RNR_FOR_EVER } else { RNR_OF_SERVERS };
+            attributes.rnr_retry = if tuning.remote_access { RNR_FOR_EVER } else { RNR_OF_SERVERS };
             // A client starts no READ; some devices take 0 for a mistake.
             attributes.max_rd_atomic = if tuning.remote_access { 1 } else { tuning.reads };
             let added = bits::IBV_QP_TIMEOUT

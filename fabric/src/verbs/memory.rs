@@ -20,8 +20,7 @@ const REMOTE_READ: sys::ibv_access_flags = sys::ibv_access_flags::IBV_ACCESS_REM
 const REMOTE_WRITE: sys::ibv_access_flags = sys::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE;
 
 /// What fails where the memory limit is too low.
-const CANNOT_REGISTER: &str =
-    "cannot register memory with an RDMA device: raise the locked-memory limit (ulimit -l, or \
+const CANNOT_REGISTER: &str = "cannot register memory with an RDMA device: raise the locked-memory limit (ulimit -l, or \
      LimitMEMLOCK= of the service)";
 
 /// A registration with one device.
@@ -101,7 +100,8 @@ impl Drop for Registration {
 pub(super) fn keep_from_children(address: usize, length: usize) {
     let page = 4096;
     let (start, end) = (address.next_multiple_of(page), (address + length) / page * page);
-    let Some(start_pointer) = NonNull::new(std::ptr::without_provenance_mut::<c_void>(start)) else {
+    let Some(start_pointer) = NonNull::new(std::ptr::without_provenance_mut::<c_void>(start))
+    else {
         return;
     };
     if start < end {

@@ -357,11 +357,8 @@ impl<B: Buffer> Pair<B> {
         use sys::ibv_send_flags as flags;
         use sys::ibv_wr_opcode as opcodes;
         let step = &chain.steps()[index];
-        let mut set = if step.is_signalled(last, &mut self.unheard) {
-            flags::IBV_SEND_SIGNALED.0
-        } else {
-            0
-        };
+        let mut set =
+            if step.is_signalled(last, &mut self.unheard) { flags::IBV_SEND_SIGNALED.0 } else { 0 };
         let (before, mut ring_bytes, mut remote, mut immediate) = (self.pieces.len(), 0, (0, 0), 0);
         let opcode = match &step.work {
             Work::Send { bytes, immediate: number } => {
@@ -465,7 +462,10 @@ impl<B> Pair<B> {
         // SAFETY: made once, destroyed once: `raw` is null from here on.
         let failed = unsafe { sys::ibv_destroy_qp(self.raw) };
         if failed != 0 {
-            log::error!("cannot destroy queue pair {}: error {failed}; its memory stays", self.number);
+            log::error!(
+                "cannot destroy queue pair {}: error {failed}; its memory stays",
+                self.number
+            );
             return false;
         }
         self.raw = std::ptr::null_mut();

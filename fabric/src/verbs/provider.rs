@@ -104,9 +104,8 @@ impl<B: Buffer> Verbs<B> {
         let manager = EventChannel::new()?;
         let adapters: Vec<_> = open_all()?.into_iter().map(adapter).collect::<Result<_, _>>()?;
         let limits = limits(&adapters, config)?;
-        let (news_epoll, epoll) = watch(&manager, &adapters).map_err(|errno| ProviderError::System {
-            what: "cannot wait for RDMA devices",
-            source: errno.into(),
+        let (news_epoll, epoll) = watch(&manager, &adapters).map_err(|errno| {
+            ProviderError::System { what: "cannot wait for RDMA devices", source: errno.into() }
         })?;
         Ok(Self {
             slots: Vec::new(),

@@ -13,9 +13,7 @@ use forebay_fabric::pdu::{
 };
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeVerbs};
-use forebay_fabric::rdma::{
-    Event, LinePeer, Note, Provider, RdmaConfig, RdmaTransport, Shape,
-};
+use forebay_fabric::rdma::{Event, LinePeer, Note, Provider, RdmaConfig, RdmaTransport, Shape};
 use forebay_fabric::transport::{CloseReason, ConnId, RemoteMemory, Sink, Transport};
 use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
@@ -64,14 +62,14 @@ fn run(seed: u64) {
             open.remove(&tag);
         }
         if rng.u8(..4) == 0 {
-            pipeline.poll(&mut done, 500).unwrap();
+            pipeline.poll(&mut done, 500).expect("a client polls");
         }
         if rng.u8(..80) == 0 {
             house.borrow_mut().start();
         }
     }
     while pipeline.in_flight() > 0 {
-        pipeline.poll(&mut done, 50_000).unwrap();
+        pipeline.poll(&mut done, 50_000).expect("a client polls");
     }
     let now_us = pipeline.now_us();
     for done in &done {
@@ -121,7 +119,7 @@ type RawPeer = LinePeer<FakeVerbs<Vec<u8>>, Box<dyn FnMut() -> u64>>;
 fn raw_peer(house: &crate::house::SharedHouse, shape: Shape) -> RawPeer {
     let net = house.borrow().net.clone();
     let hub = Hub::new(net.process(), shape);
-    let line = hub.connect(address()).unwrap();
+    let line = hub.connect(address()).expect("a connection starts");
     let clock = net.clone();
     let mut peer: RawPeer = LinePeer::new(hub, line, Box::new(move || clock.now_us()));
     let offer = Offer {

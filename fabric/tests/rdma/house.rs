@@ -156,7 +156,7 @@ impl Service<Counted> for Desk {
         };
         let work = Work {
             id,
-            opcode: capsule.opcode.unwrap(),
+            opcode: capsule.opcode.expect("an opcode that is known"),
             is_batch: !capsule.items.is_empty(),
             parts,
             data_crc: command.data_crc.get(),
@@ -302,5 +302,5 @@ pub(crate) fn connect(house: &SharedHouse, seed: u64) -> Pipeline<FakeConnector>
         queue_depth: 32,
         ..ClientConfig::new(vec![address()])
     };
-    Pipeline::connect_with(config, FakeConnector::new(house)).unwrap()
+    Pipeline::connect_with(config, FakeConnector::new(house)).expect("a kind fabric connects")
 }

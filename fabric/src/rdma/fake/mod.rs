@@ -10,9 +10,7 @@ mod queue;
 pub use net::FakeProfile;
 
 use super::chain::Chain;
-use super::provider::{
-    Event, Limits, Note, Provider, ProviderError, Qp, Region, Room, Shape,
-};
+use super::provider::{Event, Limits, Note, Provider, ProviderError, Qp, Region, Room, Shape};
 use crate::Buffer;
 use net::{Mail, Net, ProcessId, SideId};
 use queue::FakeQueue;

@@ -181,9 +181,7 @@ impl Net {
     /// The other side hears that this one is over.
     pub(super) fn say_disconnected(&mut self, side: SideId) {
         let peer = self.sides.get(&side).and_then(|side| side.peer);
-        if let Some((id, process)) =
-            peer.and_then(|id| Some((id, self.sides.get(&id)?.process)))
-        {
+        if let Some((id, process)) = peer.and_then(|id| Some((id, self.sides.get(&id)?.process))) {
             // What a sender has heard the end of has arrived.
             let now_us = self.now_us;
             let arrived = self.sides.get_mut(&id).into_iter().flat_map(|side| &mut side.arrived);
@@ -212,8 +210,12 @@ impl Net {
 
     /// A process dies. Unless the `power` is gone, its connections are taken down for it.
     pub(super) fn leave(&mut self, process: ProcessId, power: bool) {
-        let sides: Vec<_> =
-            self.sides.iter().filter(|(_, side)| side.process == process).map(|(id, _)| *id).collect();
+        let sides: Vec<_> = self
+            .sides
+            .iter()
+            .filter(|(_, side)| side.process == process)
+            .map(|(id, _)| *id)
+            .collect();
         for id in sides {
             if power {
                 self.say_disconnected(id);

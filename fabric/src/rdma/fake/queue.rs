@@ -113,11 +113,10 @@ impl<B: Buffer> FakeQueue<B> {
                 Work::Write { pieces, .. } => (pieces.clone(), Vec::new()),
                 Work::Read { piece, .. } => (*piece..piece + 1, Vec::new()),
             };
-            let placed = |piece: &Piece| Piece {
-                buffer: places[piece.buffer],
-                range: piece.range.clone(),
-            };
-            let ring = if sent.is_empty() { Some((0, 0)) } else { self.ledger.ring.take(sent.len()) };
+            let placed =
+                |piece: &Piece| Piece { buffer: places[piece.buffer], range: piece.range.clone() };
+            let ring =
+                if sent.is_empty() { Some((0, 0)) } else { self.ledger.ring.take(sent.len()) };
             let (_, ring_bytes) = ring.expect("there was room for the PDUs");
             let (releases, token) = (step.releases, step.token());
             let sequence = self.ledger.post(InFlight { releases, ring_bytes, token });
@@ -240,9 +239,8 @@ impl<B: Buffer> FakeQueue<B> {
             }
             Work::Write { address, key, .. } => {
                 let length = posted.pieces.iter().map(|piece| piece.range.len()).sum();
-                let (memory, mut at) = net
-                    .memory_of(peer_id, key, address, length)
-                    .ok_or(Violation::RemoteAccess)?;
+                let (memory, mut at) =
+                    net.memory_of(peer_id, key, address, length).ok_or(Violation::RemoteAccess)?;
                 for Piece { buffer, range } in &posted.pieces {
                     let held: &B = self.ledger.at(*buffer);
                     let bytes = &held.as_ref()[range.clone()];
