@@ -447,7 +447,8 @@ fn retrieves_of_a_mebibyte_are_timed() {
     let mut transport = RdmaTransport::new(verbs, RdmaConfig::default());
     let start = now();
     let clock = move || start.elapsed().as_micros() as u64;
-    let hub = Hub::new(Verbs::new(VerbsConfig::default()).unwrap(), client_shape(64));
+    let verbs: Verbs<Vec<u8>> = Verbs::new(VerbsConfig::default()).unwrap();
+    let hub = Hub::new(verbs, client_shape(64));
     let line = hub.connect(address).unwrap();
     let mut peer = LinePeer::new(hub, line, clock);
     let mut sink = Quiet(None);

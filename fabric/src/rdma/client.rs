@@ -337,6 +337,12 @@ impl<P: Provider> Line<P> {
         self.with(|state| state.closed)
     }
 
+    /// A read finds something, or the end.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.with(|state| state.closed || !state.input.is_empty())
+    }
+
     /// Everything that was written has been posted.
     #[must_use]
     pub fn is_flushed(&self) -> bool {

@@ -340,19 +340,25 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
             return;
         };
-        if connection.phase != Phase::Open {
+        if !matches!(connection.phase, Phase::Open | Phase::Finishing) {
             return;
         }
         let (id, qp) = (connection.id, connection.channel.qp);
         let message = self.provider.received(qp, receive, length);
-        let taken = connection.channel.hear(immediate).and_then(|()| match message {
-            [] => Ok(()),
-            _ => whole_pdu(message).and_then(|()| sink.pdu(id, message)),
+        // Whoever is being closed is heard no more, but for the credits by which the rest leaves.
+        let is_heard = connection.phase == Phase::Open && !message.is_empty();
+        let taken = connection.channel.hear(immediate).and_then(|()| {
+            if !is_heard {
+                return Ok(());
+            }
+            whole_pdu(message).and_then(|()| sink.pdu(id, message))
         });
         self.provider.repost(qp, receive);
         self.mark(number);
-        if let Err(what) = taken {
-            self.refuse(number, what, sink);
+        match taken {
+            Ok(()) => {}
+            Err(what) if is_heard => self.refuse(number, what, sink),
+            Err(what) => self.drain(number, CloseReason::Protocol(what)),
         }
     }
 
@@ -374,6 +380,11 @@ impl<P: Provider> RdmaTransport<P> {
         sink.pulled(id, token as u16, buffer, complete);
         self.let_go(number, token);
         self.mark(number);
+        self.wake_starved();
+    }
+
+    /// Room for READs has come back: whoever waits for it may try again.
+    fn wake_starved(&mut self) {
         while let Some(starved) = self.starved.pop_front() {
             self.mark(starved);
         }
@@ -385,8 +396,10 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.at(number) else { return };
         let Some(at) = connection.held.iter().position(|held| held.token == token) else { return };
         let Held { pdu, remote, payloads, .. } = connection.held.remove(at);
-        if matches!(connection.phase, Phase::Open | Phase::Finishing) {
-            deliver(&mut connection.channel, &pdu, remote, &mut payloads.into_iter(), &limits);
+        if matches!(connection.phase, Phase::Open | Phase::Finishing)
+            && !deliver(&mut connection.channel, &pdu, remote, &mut payloads.into_iter(), &limits)
+        {
+            self.drain(number, CloseReason::Protocol("the peer does not read"));
         }
     }
 
@@ -517,6 +530,7 @@ impl<P: Provider> RdmaTransport<P> {
         }
         self.dirty.retain(|other| *other != number);
         self.starved.retain(|other| *other != number);
+        self.wake_starved();
         self.free.push(number);
     }
 
@@ -599,10 +613,9 @@ fn deliver<B: Buffer>(
     }
     if named && length <= remote.length as usize {
         channel.output.push_written(pdu, remote, payloads, limits);
-    } else {
-        channel.output.push_copied(pdu, payloads, channel.message_bytes());
+        return true;
     }
-    true
+    channel.output.push_copied(pdu, payloads, channel.message_bytes())
 }
 
 /// Bytes of data that a response announces.

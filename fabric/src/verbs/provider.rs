@@ -496,20 +496,21 @@ fn is_pair<B: Buffer>(connection: &Connection<B>, adapter: usize, number: u32) -
 
 // Completions.
 impl<B: Buffer> Verbs<B> {
-    fn take_completions(&mut self, events: &mut Vec<Event<B>>) {
+    /// `true` if there were any, even if they say nothing.
+    fn take_completions(&mut self, events: &mut Vec<Event<B>>) -> bool {
         let mut found = std::mem::take(&mut self.completions);
-        for adapter in &self.adapters {
-            for queue in &adapter.queues {
-                let mut batches = 0;
-                while queue.poll(&mut found) && batches < BATCHES_MAX {
-                    batches += 1;
-                }
+        for queue in self.adapters.iter().flat_map(|adapter| &adapter.queues) {
+            let mut batches = 0;
+            while queue.poll(&mut found) && batches < BATCHES_MAX {
+                batches += 1;
             }
         }
+        let any = !found.is_empty();
         for completion in found.drain(..) {
             self.complete(completion, events);
         }
         self.completions = found;
+        any
     }
 
     fn complete(&mut self, completion: Completion, events: &mut Vec<Event<B>>) {
@@ -555,9 +556,10 @@ impl<B: Buffer> Provider for Verbs<B> {
         let before = events.len();
         // News first, told last: what had arrived when a connection ended is seen before its end.
         self.take_news(now_us);
-        self.take_completions(events);
+        // A completion of something long released has used up the arming, too.
+        let any = self.take_completions(events);
         events.append(&mut self.news);
-        let moved = events.len() > before;
+        let moved = any || events.len() > before;
         if self.armed && moved {
             self.armed = false;
             self.adapters.iter().for_each(|adapter| adapter.channel.drain());
@@ -642,7 +644,7 @@ impl<B: Buffer> Provider for Verbs<B> {
 
     fn post(&mut self, qp: Qp, chain: &mut Chain<B>) {
         self.ring_receives(qp);
-        let Some(slot) = self.slots.get_mut(usize::from(qp.slot)) else { return };
+        let Some(slot) = self.slots.get_mut(usize::from(qp.slot)) else { return chain.clear() };
         let found = slot.connection.as_mut().filter(|_| slot.generation == qp.generation);
         let Some(connection) = found else { return chain.clear() };
         let Some(pair) = &mut connection.pair else { return chain.clear() };
@@ -698,7 +700,7 @@ impl<B: Buffer> Provider for Verbs<B> {
             // What came before it was armed makes no event.
             queue.poll(&mut found);
         }
-        let nothing = found.is_empty();
+        let nothing = found.is_empty() && self.news.is_empty();
         self.completions = found;
         self.armed = nothing;
         nothing

@@ -57,7 +57,8 @@ fn simulated_verbs_conform() {
 fn simulated_verbs_conform_when_packets_are_lost() {
     for seed in 2..5 {
         // More retries than it takes: loss is delay here.
-        let profile = FakeProfile { failure: 0, cut: 0, retries: 60, ..FakeProfile::rough() };
+        let profile =
+            FakeProfile { failure: 0, cut: 0, mail_loss: 0, retries: 60, ..FakeProfile::rough() };
         run(&mut || FakeWire::new(seed, profile), seed);
     }
 }

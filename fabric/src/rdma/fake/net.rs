@@ -1,10 +1,12 @@
 //! The simulated fabric: what lies between the queue pairs of several processes, and what goes wrong.
 //!
-//! The fault model. Messages of one queue pair arrive in order or its connection breaks, as on real
-//! hardware: loss, duplication and reordering of packets show as delay, and past the retries as
+//! The fault model. Messages of one queue pair arrive in order and once, or its connection breaks, as
+//! on real hardware: loss, duplication and reordering of packets show as delay, and past the retries as
 //! [`Violation::Silent`]. A queue pair may fail on its own, a connection may be cut, a process may die
-//! with or without the other side hearing of it. A peer without a posted receive makes the sender
-//! wait, and past the retries fail.
+//! with or without the other side hearing of it. A peer without a posted receive, or one that is slow
+//! to say that it has one, makes the sender wait, and past the retries fail. A message of the connection
+//! manager may be lost for good: who waits for an answer is then refused, late; who was to hear that
+//! a connection is there, or over, never does.
 
 use super::super::provider::{Note, Qp, Shape, Violation};
 use std::cell::RefCell;
@@ -28,6 +30,10 @@ pub struct FakeProfile {
     pub failure: u32,
     /// Cuts the connection.
     pub cut: u32,
+    /// Lets the receiver say that it is not ready, though it is.
+    pub not_ready: u32,
+    /// Loses a message of the connection manager.
+    pub mail_loss: u32,
     /// Retries before a sender gives up a peer that is silent, or (servers only) not ready.
     pub retries: u32,
 }
@@ -36,18 +42,28 @@ impl FakeProfile {
     /// Nothing goes wrong.
     #[must_use]
     pub fn kind() -> Self {
-        Self { delay_us: 50, loss: 0, failure: 0, cut: 0, retries: 6 }
+        Self { delay_us: 50, loss: 0, failure: 0, cut: 0, not_ready: 0, mail_loss: 0, retries: 6 }
     }
 
     /// Packets are lost all the time, connections now and then.
     #[must_use]
     pub fn rough() -> Self {
-        Self { delay_us: 400, loss: 50_000, failure: 1_000, cut: 1_000, retries: 6 }
+        Self {
+            delay_us: 400,
+            loss: 50_000,
+            failure: 1_000,
+            cut: 1_000,
+            not_ready: 50_000,
+            mail_loss: 50_000,
+            retries: 6,
+        }
     }
 }
 
 /// How long a retransmission takes, and the wait for a receive, in microseconds.
 pub(super) const RETRY_US: u64 = 300;
+/// How long the connection manager waits for an answer that was lost, in microseconds.
+const ANSWER_US: u64 = 20_000;
 
 /// What the connection manager of a process has to tell.
 #[derive(Debug)]
@@ -135,9 +151,30 @@ impl Net {
     }
 
     pub(super) fn post(&mut self, process: ProcessId, mail: Mail) {
+        if self.happens(self.profile.mail_loss) {
+            return self.lose(mail);
+        }
         let due_us = self.now_us + self.delay_us();
+        self.deliver(process, due_us, mail);
+    }
+
+    fn deliver(&mut self, process: ProcessId, due_us: u64, mail: Mail) {
         if let Some(mails) = self.mail.get_mut(&process) {
             mails.push_back((due_us, mail));
+        }
+    }
+
+    /// Who waits for an answer gives up some day.
+    fn lose(&mut self, mail: Mail) {
+        let (Mail::Requested { from: side, .. }
+        | Mail::Accepted { side, .. }
+        | Mail::Refused { side, .. }) = mail
+        else {
+            return;
+        };
+        if let Some(process) = self.sides.get(&side).map(|found| found.process) {
+            let due_us = self.now_us + ANSWER_US;
+            self.deliver(process, due_us, Mail::Refused { side, answer: Note::new(&[]) });
         }
     }
 

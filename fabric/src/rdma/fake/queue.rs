@@ -23,6 +23,13 @@ struct Posted {
     signalled: bool,
 }
 
+impl Posted {
+    /// It takes a receive of the other side.
+    fn sends(&self) -> bool {
+        matches!(self.step.work, Work::Send { .. })
+    }
+}
+
 pub(super) struct FakeQueue<B> {
     side: SideId,
     shape: Shape,
@@ -196,6 +203,10 @@ impl<B: Buffer> FakeQueue<B> {
         }
         if net.happens(profile.loss) {
             return self.retry(net, Violation::Silent);
+        }
+        let sends = self.posted.front().is_some_and(|first| first.sends());
+        if sends && net.happens(profile.not_ready) {
+            return self.retry(net, Violation::NotReady);
         }
         let outcome = self.carry_out(net);
         if let Err(why @ (Violation::Silent | Violation::NotReady)) = outcome {
