@@ -115,17 +115,20 @@ pub(crate) fn filled<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     }
 }
 
-/// A PCI address, written out: domain, bus, device, function.
+/// A PCI address, written out: domain (of more than 4 digits where a controller of its own makes one), bus,
+/// device, function.
 pub(crate) fn pci_address(value: &DeValue<'_>) -> Result<String, String> {
     let text = filled(value)?;
     let wrong = || format!("is \"{text}\", which is no PCI address");
     let mut parts = text.split([':', '.']);
-    let mut hex = |digits: usize, most: u32| {
-        let part = parts.next().filter(|part| part.len() == digits)?;
-        u32::from_str_radix(part, 16).ok().filter(|number| *number <= most)
+    let mut hex = |digits: RangeInclusive<usize>, most: u32| {
+        let part = parts.next().filter(|part| digits.contains(&part.len()))?;
+        // `from_str_radix` alone would take a sign.
+        let plain = part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u32::from_str_radix(part, 16).ok().filter(|number| plain && *number <= most)
     };
     let marks: Vec<&str> = text.matches([':', '.']).collect();
-    let numbers = (hex(4, 0xffff), hex(2, 0xff), hex(2, 0x1f), hex(1, 7));
+    let numbers = (hex(4..=8, u32::MAX), hex(2..=2, 0xff), hex(2..=2, 0x1f), hex(1..=1, 7));
     match (numbers, &marks[..]) {
         ((Some(domain), Some(bus), Some(device), Some(function)), [":", ":", "."]) => {
             Ok(format!("{domain:04x}:{bus:02x}:{device:02x}.{function}"))

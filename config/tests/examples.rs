@@ -43,6 +43,15 @@ fn eight_nvme_parses() {
     assert_eq!(config.namespaces[1].class, Class::Cache);
 }
 
+#[test]
+fn the_domain_of_a_drive_may_have_more_than_four_digits() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/single-nvme.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let moved = text.replace("0000:03:00.0", "10000:E1:00.0");
+    let config = Config::parse("single-nvme.toml", &moved, &Machine { cpus: 4 }).unwrap();
+    assert_eq!(config.devices[0].path, Path::new("10000:e1:00.0"));
+}
+
 /// The comment in `dev.toml` promises it: every commented-out key shows the real default.
 #[test]
 fn the_defaults_that_dev_shows_are_the_defaults() {

@@ -143,6 +143,12 @@ fn each_mistake_has_its_exact_message() {
         ),
         (
             "driver = \"uring\"\npath = \"/dev/nvme0n1\"",
+            "driver = \"vfio\"\npci = \"+000:65:00.0\"",
+            "f.toml:6: `pci` is \"+000:65:00.0\", which is no PCI address; write pci = \"0000:03:00.0\"; \
+             `forebay devices list` shows the addresses",
+        ),
+        (
+            "driver = \"uring\"\npath = \"/dev/nvme0n1\"",
             "driver = \"vfio\"\npci = \"0000:65:00.0\"\ntimeout_ms = 1",
             "f.toml:7: `timeout_ms` is 1, outside 10 to 600000; write timeout_ms = 5000",
         ),

@@ -18,12 +18,23 @@ impl Signals {
     /// # Errors
     /// No descriptors left.
     pub fn block() -> nix::Result<Self> {
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGTERM);
-        mask.add(Signal::SIGINT);
+        let mask = mask();
         mask.thread_block()?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         Ok(Self(SignalFd::with_flags(&mask, flags)?))
+    }
+
+    /// Runs `work` in this thread, which a signal ends at once meanwhile, and the process with it: for what may
+    /// take long and leaves nothing undone.
+    ///
+    /// # Errors
+    /// The system does not change the mask.
+    pub fn end_at_once_during<T>(&self, work: impl FnOnce() -> T) -> nix::Result<T> {
+        let mask = mask();
+        mask.thread_unblock()?;
+        let done = work();
+        mask.thread_block()?;
+        Ok(done)
     }
 
     /// How many arrived since the last call.
@@ -37,4 +48,8 @@ impl Signals {
     pub fn wait_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+fn mask() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT].into_iter().collect()
 }

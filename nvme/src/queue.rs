@@ -209,7 +209,7 @@ pub enum BlockError {
     /// The device did not answer in time, and was made to let go of the request. A write may have happened.
     #[error("the device did not answer in time")]
     Timeout,
-    /// The device is gone; every request in flight and every later one ends so.
+    /// The device is gone; every request in flight ends so, and every later one that needs a device.
     #[error("the device is gone")]
     Gone,
 }

@@ -168,7 +168,7 @@ impl Client {
 }
 
 fn parse(line: &[u8]) -> Result<Request, String> {
-    let known = "send \"status\", \"namespaces\" or \"drain\", with the quotes, and a line end";
+    let known = "send \"status\", \"namespaces\", \"devices\" or \"drain\", with the quotes, and a line end";
     match serde_json::from_slice::<String>(line).as_deref() {
         Ok("status") => Ok(Request::Status),
         Ok("namespaces") => Ok(Request::Namespaces),

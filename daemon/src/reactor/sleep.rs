@@ -1,14 +1,15 @@
 //! How an idle reactor sleeps: on one epoll over everything that can give it work.
 //!
-//! What would break it: a source of work without a descriptor here. A queue that has to be polled
-//! (`wait_fd` is `None`) makes the reactor look again every [`POLLED_SLEEP_US`].
+//! What would break it: a source of work without a descriptor here. One that has to be polled
+//! (`wait_fd` is `None`) makes the reactor look again every [`POLLED_SLEEP_US`]; while such a queue has requests
+//! the reactor does not come here at all.
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// The longest sleep while a source of work has to be polled, in microseconds.
-pub(super) const POLLED_SLEEP_US: u64 = 1_000;
+const POLLED_SLEEP_US: u64 = 1_000;
 /// The longest sleep at all, in microseconds: a safety net that costs nothing.
 pub const LONGEST_SLEEP_US: u64 = 1_000_000;
 

@@ -94,7 +94,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let signals = Signals::block()?;
     let clock = Clock::start();
     let admin = Admin::bind(&config.daemon.admin_socket)?;
-    let devices = Devices::open(config, clock)?;
+    // A drive may take minutes to come up, or to find out that it does not.
+    let devices = signals.end_at_once_during(|| Devices::open(config, clock))??;
     // Dropped behind the reactors and their queues.
     let drives = devices.drives.clone();
     let (events, inbox) = events::channel()?;
@@ -107,8 +108,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         Daemon { signals, admin, inbox, addresses, reactors, clock, pool, usage, nvme, state };
     let ended = daemon.serve(config);
     daemon.join();
-    drop(daemon);
-    drop(drives);
+    // Everything is on media; shutting the drives down is a courtesy that may take its time, too.
+    daemon.signals.end_at_once_during(|| drop(drives))?;
     ended
 }
 
@@ -397,9 +398,7 @@ impl Daemon {
         admin.serve(|request| match request {
             Request::Status => status(addresses, *clock, pool, state),
             Request::Namespaces => namespaces(&state.table, usage),
-            Request::Devices => {
-                drives.iter().map(|drive| nvme::report(drive, REPORT_TIMEOUT)).collect()
-            }
+            Request::Devices => nvme::report(drives, REPORT_TIMEOUT),
             Request::Drain => {
                 drain = true;
                 json!({ "draining": true })

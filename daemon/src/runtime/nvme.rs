@@ -8,14 +8,19 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
 use forebay_config::Nvme;
 use forebay_nvme::pci::{AddressError, PciAddress};
-use forebay_nvme::pcie::{self, AdminError, Keeper, KeeperError, Queue};
+use forebay_nvme::pcie::{self, AdminError, AdminReply, Keeper, KeeperError, Queue};
+use forebay_nvme::spec::log::SmartLog;
 use forebay_nvme::vfio::{self, VfioDevice, VfioIommu, VfioRegisters};
 use forebay_nvme::{BlockQueue, Completion, Geometry, Pool, Request};
 use serde_json::{Value, json};
 
 use crate::reactor::Clock;
+
+/// What an ordinary reset takes, at most, in microseconds.
+const RESET_US: u64 = 3_000_000;
 
 /// A drive behind VFIO.
 pub type Drive = pcie::Drive<VfioRegisters>;
@@ -72,14 +77,14 @@ impl Drives {
 
 fn driver_options(from: &Nvme) -> pcie::Options {
     let Nvme { namespace, timeout_ms, shadow_doorbells } = *from;
-    let timeout_us = u64::from(timeout_ms) * 1000;
+    let (timeout_us, defaults) = (u64::from(timeout_ms) * 1000, pcie::Options::default());
     pcie::Options {
         command_timeout_us: timeout_us,
-        // A command gets its time on the first try, on a second one, and behind a reset.
-        request_timeout_us: 4 * timeout_us,
+        // A command gets its time on the first try, on a second one, and behind a reset, which takes its own.
+        request_timeout_us: 4 * timeout_us + defaults.abort_timeout_us + RESET_US,
         namespace,
         shadow_doorbells,
-        ..pcie::Options::default()
+        ..defaults
     }
 }
 
@@ -92,13 +97,25 @@ pub fn queue(drive: &Drive, memory: &Pool, depth: u32) -> Result<Queue<VfioRegis
     drive.open_queue(memory, depth).map_err(refused)
 }
 
-/// A drive's state and health, as the admin socket tells it. Its health is missing if it does not answer
-/// within `timeout`.
+/// The drives' states and health, as the admin socket tells it. All are asked at once; the health of those is
+/// missing that do not answer within `timeout`.
 #[must_use]
-pub fn report(drive: &Drive, timeout: Duration) -> Value {
+pub fn report(drives: &[Drive], timeout: Duration) -> Value {
+    let asked: Vec<_> = drives.iter().map(|drive| (drive, drive.ask_smart())).collect();
+    let over = crossbeam_channel::after(timeout);
+    let health = |answer: Receiver<Result<AdminReply, AdminError>>| {
+        let answer = crossbeam_channel::select! {
+            recv(answer) -> answer => answer.ok()?.ok()?,
+            // The others are looked at all the same: they may have answered.
+            recv(over) -> _ => answer.try_recv().ok()?.ok()?,
+        };
+        pcie::smart_of(&answer)
+    };
+    asked.into_iter().map(|(drive, answer)| about(drive, health(answer))).collect()
+}
+
+fn about(drive: &Drive, health: Option<SmartLog>) -> Value {
     let facts = drive.facts();
-    let health = drive.ask_smart().recv_timeout(timeout).ok().and_then(Result::ok);
-    let health = health.as_ref().and_then(pcie::smart_of);
     json!({
         "pci": drive.name(),
         "state": format!("{:?}", drive.state()).to_lowercase(),

@@ -123,7 +123,7 @@ impl Deref for DmaBuf {
         // SAFETY: `address..+bytes` lies in the mapping, which `pool` keeps alive. It is
         // initialised: anonymous memory begins as zeroes. No other reference to it exists: the
         // buddy hands out no overlapping block until this one is dropped, and whoever gives the
-        // address to a device (the uring room) owns the `DmaBuf` for as long as the device does.
+        // address to a device (a block queue) owns the `DmaBuf` for as long as the device does.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.bytes) }
     }
 }

@@ -22,10 +22,10 @@ pub(super) struct Region {
     bytes: usize,
 }
 
-// SAFETY: a `Region` is an address and a length; it gives no access to the memory itself. Access
-// goes through `DmaBuf`s, each of which is exclusive and stays on one thread.
+// SAFETY: a `Region` is an address and a length. Plain access to the memory goes through `DmaBuf`s, each of which
+// is exclusive; all other access (words and slots that a device shares, and an emulated device's own) is atomic.
 unsafe impl Send for Region {}
-// SAFETY: as above: nothing can be read or written through `&Region`.
+// SAFETY: as above: through `&Region` memory is reached by atomic access only.
 unsafe impl Sync for Region {}
 
 impl Region {

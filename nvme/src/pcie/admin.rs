@@ -142,8 +142,19 @@ impl<R: Registers> AdminQueue<R> {
 
     /// Commands of this purpose that are under way.
     pub(super) fn under_way(&self, purpose: Purpose) -> usize {
-        let is = |slot: &&Slot| matches!(slot, Slot::Sent(_, other, _) if *other == purpose);
-        self.slots.iter().filter(is).count()
+        self.sent(purpose).count()
+    }
+
+    /// The CID of one of them: the same one until it has ended.
+    pub(super) fn first(&self, purpose: Purpose) -> Option<u16> {
+        self.sent(purpose).next()
+    }
+
+    fn sent(&self, purpose: Purpose) -> impl Iterator<Item = u16> {
+        self.slots.iter().filter_map(move |slot| match slot {
+            Slot::Sent(cid, other, _) if *other == purpose => Some(*cid),
+            _ => None,
+        })
     }
 
     /// Forgets everything: the controller has been stopped.

@@ -66,7 +66,7 @@ pub enum Trouble {
         status: Status,
     },
     /// Behind the address is another drive now.
-    #[error("another drive, or another namespace format, is there since the reset")]
+    #[error("another drive, another namespace format, or firmware that can do less, is there now")]
     Changed,
     /// The function cannot be reset.
     #[error("it does not stop, and its function cannot be reset")]
@@ -115,6 +115,9 @@ pub enum AdminError {
     /// The controller is in trouble.
     #[error("{0}")]
     Trouble(Trouble),
+    /// It would take the namespace from those who use it.
+    #[error("the drive is in use: a namespace is formatted when no queue is open")]
+    Serving,
     /// The controller has not that many queues.
     #[error(
         "the controller has only {granted} I/O queues, one for each core: list fewer cores in [daemon]"

@@ -77,8 +77,8 @@ impl Facts {
             return Err(Trouble::Unusable { what: "its namespace has no size" });
         }
         if namespace.protected() || namespace.lba_format().metadata_bytes() != 0 {
-            let what = "its namespace has metadata or protection information; format it with an LBA format \
-                        that has none (`forebay devices format`)";
+            let what = "its namespace has metadata or protection information; give it to the kernel \
+                        (`forebay devices unbind`) and format it without (`forebay devices format`)";
             return Err(Trouble::Unusable { what });
         }
         let command_blocks_max = command_blocks_max(controller)?;
@@ -91,16 +91,14 @@ impl Facts {
             lba_bytes,
             command_blocks_max,
             boundary_blocks: boundary_blocks(namespace, per_block),
-            sgl: controller.sgl_support() != SglSupport::None,
+            sgl: matches!(controller.sgl_support(), SglSupport::Any | SglSupport::Dword),
             volatile_write_cache: controller.volatile_write_cache(),
             discard: controller.has_dataset_management(),
             write_zeroes: controller.has_write_zeroes(),
             compare: controller.has_compare(),
             verify: controller.has_verify(),
             doorbell_buffers: controller.has_doorbell_buffers(),
-            atomic_write_bytes: namespace
-                .atomic_lbas_power_fail(controller)
-                .saturating_mul(lba_bytes),
+            atomic_write_bytes: atomic_write_bytes(controller, namespace, command_blocks_max),
             aborts_max: controller.aborts_max(),
             events_max: controller.async_event_requests_max(),
             events: async_events::ALL_SMART | controller.oaes.get() & EVENTS_OFFERED,
@@ -130,11 +128,22 @@ impl Facts {
         (BLOCK_BYTES as u32 / self.lba_bytes).trailing_zeros()
     }
 
-    /// Is it still the drive that it was? The firmware may have changed, and what the controller grants.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        let identity =
-            |facts: &Self| (facts.serial.clone(), facts.namespace, facts.blocks, facts.lba_bytes);
-        identity(self) == identity(other)
+    /// Is it still the drive that it was? The firmware may have changed, and what the controller grants; but
+    /// what queues and store have been told has to hold.
+    pub(super) fn still_hold(&self, now: &Self) -> bool {
+        let place = |of: &Self| (of.namespace, of.blocks, of.lba_bytes);
+        let able = self.abilities().iter().zip(now.abilities()).all(|(had, has)| has || !had);
+        self.serial == now.serial
+            && place(self) == place(now)
+            && able
+            && self.command_blocks_max <= now.command_blocks_max
+            && self.atomic_write_bytes <= now.atomic_write_bytes
+    }
+
+    /// What somebody may rely on.
+    fn abilities(&self) -> [bool; 6] {
+        let Self { sgl, discard, write_zeroes, compare, verify, .. } = *self;
+        [sgl, discard, write_zeroes, compare, verify, !self.volatile_write_cache]
     }
 }
 
@@ -142,10 +151,32 @@ fn lba_bytes(namespace: &IdentifyNamespace) -> Result<u32, Trouble> {
     match namespace.lba_format().bytes() {
         Some(bytes @ (512 | 1024 | 2048 | 4096)) => Ok(bytes),
         _ => Err(Trouble::Unusable {
-            what: "its logical blocks are not of 512 to 4096 bytes; format it with 4096 \
-                   (`forebay devices format`)",
+            what: "its logical blocks are not of 512 to 4096 bytes; give it to the kernel \
+                   (`forebay devices unbind`) and format it with 4096 (`forebay devices format`)",
         }),
     }
+}
+
+/// AWUPF or NAWUPF, as far as one command of this driver keeps it: a power of two, so that no aligned write of
+/// that size is cut by the largest command or crosses a boundary (NOIOB, NABSPF).
+fn atomic_write_bytes(
+    controller: &IdentifyController,
+    namespace: &IdentifyNamespace,
+    command_blocks_max: u32,
+) -> u32 {
+    let lba_bytes = namespace.lba_format().bytes().unwrap_or(0);
+    let boundary = namespace.atomic_boundary_power_fail_lbas();
+    if boundary.is_some() && namespace.nabo.get() != 0 {
+        // Counted from elsewhere: only one logical block crosses none of them.
+        return lba_bytes;
+    }
+    let lbas = [boundary, namespace.optimal_boundary_lbas()]
+        .into_iter()
+        .flatten()
+        .map(|boundary| 1 << boundary.trailing_zeros())
+        .fold(namespace.atomic_lbas_power_fail(controller), u32::min);
+    let bytes = lbas.saturating_mul(lba_bytes).min(command_blocks_max * BLOCK_BYTES as u32);
+    1 << bytes.max(1).ilog2()
 }
 
 /// MDTS, in blocks, up to what this driver sends at a time. An absurd one is no limit.

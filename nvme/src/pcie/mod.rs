@@ -42,6 +42,10 @@ pub use queue::Queue;
 /// The size of a memory page for the controller (CC.MPS = 0), in bytes.
 pub(crate) const PAGE_BYTES: usize = 4096;
 
+/// How long a namespace may be formatted, in milliseconds: erasing all of a large drive takes hours, and a reset
+/// in the middle of it can leave a drive that is of no use.
+pub const FORMAT_TIMEOUT_MS: u64 = 48 * 3_600_000;
+
 /// How a drive is driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {

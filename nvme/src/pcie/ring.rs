@@ -63,8 +63,12 @@ impl SubmissionRing {
         Some((old, self.tail))
     }
 
-    /// Back to the beginning, for a queue that is made again.
+    /// Back to the beginning, for a queue that is made again. The controller must have stopped.
     pub(super) fn reset(&mut self) {
+        // Whatever it may be told of before there is a new entry is no command that was given once.
+        for word in self.memory.words() {
+            word.store(0, Relaxed);
+        }
         (self.tail, self.shown) = (0, 0);
     }
 }

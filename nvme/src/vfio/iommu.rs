@@ -97,6 +97,8 @@ struct State {
     groups: BTreeMap<u32, Group>,
     /// By their IOVA.
     maps: BTreeMap<u64, Entry>,
+    /// Places that the container keeps mapped against our will, and their bytes.
+    lost: Vec<(u64, u64)>,
 }
 
 struct Group {
@@ -171,6 +173,7 @@ impl State {
         if let Some(container) = &self.container {
             container.add(group, address)?;
             self.ranges = ranges_of(container)?;
+            self.lost.iter().for_each(|(iova, bytes)| self.ranges.exclude(*iova, *bytes));
             // The kernel has refused the group if it cannot translate what is mapped.
             return Ok(());
         }
@@ -181,6 +184,7 @@ impl State {
             mapped.map_err(|source| OpenError::Map { address, source })?;
         }
         (self.container, self.ranges) = (Some(container), ranges);
+        self.lost.clear();
         Ok(())
     }
 
@@ -221,6 +225,7 @@ impl State {
         log::error!("cannot unmap the arena at IOVA {iova:#x}: {error}; its memory is kept");
         // A device may still reach it: neither the memory nor the address is used for anything else.
         self.ranges.exclude(iova, bytes);
+        self.lost.push((iova, bytes));
         std::mem::forget(entry);
         None
     }

@@ -2,6 +2,7 @@
 
 mod bring_up;
 mod conformance;
+mod corners;
 mod hostile;
 mod recovery;
 mod rig;

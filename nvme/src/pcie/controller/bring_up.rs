@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::Story;
+use super::stop::is_gone;
 use crate::DmaBuf;
 use crate::hardware::{Hardware, HardwareEvent, Registers};
-use crate::pcie::PAGE_BYTES;
 use crate::pcie::admin::{self, AdminQueue, Purpose};
 use crate::pcie::doorbell::Shadows;
 use crate::pcie::error::Trouble;
 use crate::pcie::facts::Facts;
+use crate::pcie::{FORMAT_TIMEOUT_MS, PAGE_BYTES};
 use crate::spec::command::{Data, Submission};
 use crate::spec::completion::Completion;
 use crate::spec::identify::{ActiveNamespaces, IdentifyController, IdentifyNamespace};
@@ -23,8 +24,8 @@ use zerocopy::FromBytes;
 const QUEUES_WANTED: u16 = 256;
 /// A controller that gives itself no time to get ready is given so much, in milliseconds.
 const READY_MS_MIN: u64 = 500;
-/// How long a namespace may be formatted, in milliseconds.
-const FORMAT_MS: u64 = 30 * 60_000;
+/// The most that CAP.TO can say, in milliseconds, and no controller is waited for longer: CRTO could say hours.
+const READY_MS_MAX: u64 = 255 * 500;
 
 impl<H: Hardware> Story<H> {
     pub(super) async fn bring_up(&mut self) -> Result<Facts, Trouble> {
@@ -36,10 +37,8 @@ impl<H: Hardware> Story<H> {
     /// CC.EN from whatever it is to 1, with an admin queue.
     async fn enable(&mut self) -> Result<(), Trouble> {
         self.capabilities = self.read_capabilities()?;
-        if self.disable().await.is_err_and(|trouble| trouble != Trouble::Gone) {
-            self.reset_function().await?;
-        }
-        self.hardware().set_bus_master(true).map_err(|_| Trouble::Gone)?;
+        self.make_quiet().await?;
+        self.give_the_bus()?;
         let iovas = self.admin_queue()?;
         let registers = self.registers();
         let sizes = AdminQueueSizes::new(admin::ENTRIES, admin::ENTRIES).0;
@@ -48,6 +47,12 @@ impl<H: Hardware> Story<H> {
         registers.write64(registers::ACQ, iovas[1]);
         registers.write32(registers::CC, Configuration::enable(PAGE_BYTES).0);
         self.wait_ready(true).await
+    }
+
+    fn give_the_bus(&mut self) -> Result<(), Trouble> {
+        let Err(error) = self.hardware().set_bus_master(true) else { return Ok(()) };
+        log::warn!("{}: bus mastering on: {error}", self.shared.name);
+        Err(if is_gone(&error) { Trouble::Gone } else { Trouble::Bus })
     }
 
     fn read_capabilities(&self) -> Result<Capabilities, Trouble> {
@@ -140,13 +145,16 @@ impl<H: Hardware> Story<H> {
         } else {
             0
         };
-        own.max(crto).max(READY_MS_MIN)
+        own.max(crto).clamp(READY_MS_MIN, READY_MS_MAX)
     }
 
     /// Resets the function, and waits until it is quiet.
     pub(super) async fn reset_function(&mut self) -> Result<(), Trouble> {
         log::warn!("{}: does not stop; resetting the PCI function", self.shared.name);
-        self.hardware().reset().map_err(|_| Trouble::ResetFailed)?;
+        if let Err(error) = self.hardware().reset() {
+            log::warn!("{}: the reset failed: {error}", self.shared.name);
+            return Err(if is_gone(&error) { Trouble::Gone } else { Trouble::ResetFailed });
+        }
         self.disable().await
     }
 
@@ -225,10 +233,11 @@ impl<H: Hardware> Story<H> {
             Trouble::Memory
         })?;
         let (values, events) = shadows.iovas();
+        // Kept from now on: if no answer comes the controller has them until it is stopped.
+        self.shadows = Some(Arc::new(shadows));
         let (entry, _) = self.execute(Submission::doorbell_buffers(values, events), None).await?;
-        if entry.status().ok() {
-            self.shadows = Some(Arc::new(shadows));
-        } else {
+        if !entry.status().ok() {
+            self.shadows = None;
             log::debug!("{}: no shadow doorbells: {}", self.shared.name, entry.status());
         }
         Ok(())
@@ -261,7 +270,7 @@ impl<H: Hardware> Story<H> {
     }
 
     /// Carries out a command that every controller has.
-    async fn must(
+    pub(super) async fn must(
         &mut self,
         name: &'static str,
         command: Submission,
@@ -281,7 +290,7 @@ impl<H: Hardware> Story<H> {
     ) -> Result<(Completion, Option<DmaBuf>), Trouble> {
         let opcode = command.opcode;
         let ms = match opcode {
-            opcode::admin::FORMAT_NVM => FORMAT_MS,
+            opcode::admin::FORMAT_NVM => FORMAT_TIMEOUT_MS,
             _ => self.options.admin_timeout_us / 1000,
         };
         let deadline_us = self.clock.now_us() + ms * 1000;

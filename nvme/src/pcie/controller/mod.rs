@@ -17,12 +17,14 @@ mod stop;
 mod wait;
 
 use std::cell::Cell;
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use crossbeam_channel::Receiver;
 
@@ -30,7 +32,7 @@ use super::admin::AdminQueue;
 use super::doorbell::Shadows;
 use super::drive::Drive;
 use super::error::Trouble;
-use super::link::{Attach, Gate, Link, Message, Shared};
+use super::link::{Gate, Link, Message, Shared};
 use super::{Facts, Options};
 use crate::Pool;
 use crate::hardware::{Dma, Hardware, MapError, Mapping};
@@ -52,13 +54,12 @@ pub enum State {
 
 /// One controller, owned. Dropping it stops the controller and ends its queues.
 pub struct Controller<H: Hardware> {
-    life: Pin<Box<dyn Future<Output = ()>>>,
+    life: Pin<Box<dyn Future<Output = Infallible>>>,
     clock: Clock,
     shared: Arc<Shared<H::Registers>>,
     dma: Arc<dyn Dma>,
     options: Options,
     notes: Rc<Notes>,
-    over: bool,
 }
 
 /// What the story tells the handle.
@@ -109,25 +110,25 @@ impl<H: Hardware> Controller<H> {
             admin: None,
             queues: Vec::new(),
             shadows: None,
-            deferred: Vec::new(),
-            aborts: Vec::new(),
+            deferred: VecDeque::new(),
+            reformatted: false,
+            aborts: VecDeque::new(),
+            abort_sent: None,
             notes: Rc::clone(&notes),
         };
         let life = Box::pin(story.live());
-        Ok(Self { life, clock, shared, dma, options, notes, over: false })
+        Ok(Self { life, clock, shared, dma, options, notes })
     }
 
     /// Lets it get on. Never blocks. `true`: it is waiting for the controller, so poll again soon;
     /// `false`: nothing is under way, and ten times a second is enough.
     pub fn poll(&mut self, now_us: u64) -> bool {
         self.clock.set(now_us);
-        if self.over {
-            return false;
-        }
         self.notes.busy.set(false);
         let mut context = Context::from_waker(Waker::noop());
-        self.over = self.life.as_mut().poll(&mut context).is_ready();
-        self.notes.busy.get()
+        match self.life.as_mut().poll(&mut context) {
+            Poll::Pending => self.notes.busy.get(),
+        }
     }
 
     /// Has it shut down, in order: polls make it so, until [`Controller::state`] is `Gone`.
@@ -162,10 +163,21 @@ impl<H: Hardware> Controller<H> {
     }
 }
 
-/// A queue that the controller knows.
+/// A queue that the controller knows, or knew before it was stopped. Its identifier is no other queue's until
+/// it has left: its thread may be about to ring that doorbell, and hear of the stop only afterwards.
 struct Known {
     link: Arc<Link>,
     id: u16,
+    /// The controller knows it now.
+    live: bool,
+}
+
+/// A command that is to be aborted.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    queue: u16,
+    cid: u16,
+    since_us: u64,
 }
 
 /// The one who lives the life.
@@ -184,10 +196,14 @@ struct Story<H: Hardware> {
     admin: Option<AdminQueue<H::Registers>>,
     queues: Vec<Known>,
     shadows: Option<Arc<Shadows>>,
-    /// Queues whose making was interrupted by a reset.
-    deferred: Vec<Attach<H::Registers>>,
-    /// Aborts that wait until fewer are under way: queue and CID.
-    aborts: Vec<(u16, u16)>,
+    /// Mail for when the controller serves again, in its order.
+    deferred: VecDeque<Message<H::Registers>>,
+    /// A namespace was formatted by an admin command: that it has changed is no news.
+    reformatted: bool,
+    /// Aborts that wait until fewer are under way.
+    aborts: VecDeque<Late>,
+    /// CID of an abort that is under way, and since when it has been looked at.
+    abort_sent: Option<(u16, u64)>,
     notes: Rc<Notes>,
 }
 
@@ -198,7 +214,7 @@ const RESETS_MAX: u32 = 5;
 const RESETS_WINDOW_US: u64 = 60_000_000;
 
 impl<H: Hardware> Story<H> {
-    async fn live(mut self) {
+    async fn live(mut self) -> Infallible {
         let mut recent: Vec<u64> = Vec::new();
         let mut failed = 0;
         loop {
@@ -210,16 +226,17 @@ impl<H: Hardware> Story<H> {
                 self.note(end);
                 break;
             }
+            self.let_leave();
         }
         self.give_up();
-        self.answer_for_ever().await;
+        self.answer_for_ever().await
     }
 
     /// From disabled to trouble.
-    async fn session(&mut self) -> Result<std::convert::Infallible, Trouble> {
+    async fn session(&mut self) -> Result<Infallible, Trouble> {
         let facts = self.bring_up().await?;
         let known = self.shared.facts.get_or_init(|| facts.clone());
-        if !known.is(&facts) {
+        if !known.still_hold(&facts) {
             return Err(Trouble::Changed);
         }
         self.announce(&facts);
@@ -265,9 +282,10 @@ impl<H: Hardware> Story<H> {
         );
     }
 
-    /// Tells all queues.
+    /// Tells all queues that the controller knows.
     fn set_gates(&self, gate: Gate) {
-        self.queues.iter().for_each(|known| known.link.set(gate));
+        let live = self.queues.iter().filter(|known| known.live);
+        live.for_each(|known| known.link.set(gate));
     }
 
     fn registers(&self) -> &H::Registers {

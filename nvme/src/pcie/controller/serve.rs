@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use super::{Known, Story};
+use super::{Known, Late, Story};
 use crate::hardware::Hardware;
 use crate::pcie::admin::Purpose;
 use crate::pcie::doorbell::Doorbell;
@@ -23,24 +23,25 @@ const EVENTS: u32 = 4;
 
 impl<H: Hardware> Story<H> {
     pub(super) async fn serve(&mut self, facts: &Facts) -> Result<Infallible, Trouble> {
-        while let Some(attach) = self.deferred.pop() {
-            self.attach(attach, facts).await?;
-        }
         loop {
             self.check()?;
             self.admin()?.poll()?;
-            while let Some(event) = self.admin()?.next_event() {
+            // One at a time: a controller that never runs out of events does not keep the mail waiting.
+            if let Some(event) = self.admin()?.next_event() {
+                self.notes.busy.set(true);
                 self.hear(event, facts).await?;
             }
-            while let Ok(message) = self.inbox.try_recv() {
+            while let Some(message) = self.next_message() {
                 self.obey(message, facts).await?;
             }
             self.send_aborts(facts)?;
-            if self.admin()?.under_way(Purpose::Abort) > 0 {
-                self.notes.busy.set(true);
-            }
+            self.watch_aborts()?;
             self.clock.tick().await;
         }
+    }
+
+    pub(super) fn next_message(&mut self) -> Option<Message<H::Registers>> {
+        self.deferred.pop_front().or_else(|| self.inbox.try_recv().ok())
     }
 
     async fn obey(&mut self, message: Message<H::Registers>, facts: &Facts) -> Result<(), Trouble> {
@@ -48,8 +49,8 @@ impl<H: Hardware> Story<H> {
             Message::Attach(attach) => self.attach(attach, facts).await,
             Message::Detach(link) => self.detach(&link).await,
             Message::Abort { link, epoch, cid } => {
-                if let Some(known) = self.known(&link, epoch) {
-                    self.aborts.push((known, cid));
+                if let Some(queue) = self.known(&link, epoch) {
+                    self.aborts.push_back(Late { queue, cid, since_us: self.clock.now_us() });
                 }
                 Ok(())
             }
@@ -74,7 +75,7 @@ impl<H: Hardware> Story<H> {
     /// The queue's identifier, if the message is of the controller's present life.
     fn known(&self, link: &Arc<Link>, epoch: u64) -> Option<u16> {
         let known = self.queues.iter().find(|known| Arc::ptr_eq(&known.link, link))?;
-        (link.load().epoch() == epoch).then_some(known.id)
+        (known.live && link.load().epoch() == epoch).then_some(known.id)
     }
 
     /// Makes the controller's side of a queue.
@@ -86,15 +87,20 @@ impl<H: Hardware> Story<H> {
         let link = Arc::clone(link);
         let answer = match self.make_queue(&attach, facts).await {
             Ok(attached) => {
-                self.queues.push(Known { link: Arc::clone(&link), id: attached.id });
+                self.forget(&link);
+                let id = attached.id;
+                self.queues.push(Known { link: Arc::clone(&link), id, live: true });
                 Ok(attached)
             }
             // The queue's request stays valid: it is made after the reset.
             Err(AdminError::Trouble(trouble)) => {
-                self.deferred.push(attach);
+                self.deferred.push_front(Message::Attach(attach));
                 return Err(trouble);
             }
-            Err(refused) => Err(refused),
+            Err(refused) => {
+                self.forget(&link);
+                Err(refused)
+            }
         };
         let gate = if answer.is_ok() { Gate::Open } else { Gate::Gone };
         if attach.reply.send(answer).is_err() {
@@ -109,8 +115,7 @@ impl<H: Hardware> Story<H> {
         attach: &Attach<H::Registers>,
         facts: &Facts,
     ) -> Result<Attached<H::Registers>, AdminError> {
-        let taken = |id: &u16| self.queues.iter().any(|known| known.id == *id);
-        let id = (1..=facts.queues).find(|id| !taken(id));
+        let id = self.free_id(&attach.link, facts.queues);
         let id = id.ok_or(AdminError::NoQueue { granted: facts.queues })?;
         let [submission, completion] = self.doorbells(id);
         let ring = attach.completion;
@@ -120,11 +125,24 @@ impl<H: Hardware> Story<H> {
         let ring = attach.submission;
         let command = Submission::create_submission_queue(id, ring.entries, ring.iova, id);
         if let Err(error) = self.ok(command).await {
-            self.ok(Submission::delete_completion_queue(id)).await?;
+            self.delete(Submission::delete_completion_queue(id)).await?;
             return Err(error);
         }
         let registers = Arc::clone(self.registers.as_ref().ok_or(Trouble::Gone)?);
         Ok(Attached { registers, id, submission, completion })
+    }
+
+    /// An identifier for the queue: the one that it had, or one that no queue has or had.
+    fn free_id(&self, link: &Arc<Link>, granted: u16) -> Option<u16> {
+        let own = self.queues.iter().find(|known| Arc::ptr_eq(&known.link, link));
+        let taken = |id: &u16| self.queues.iter().any(|known| known.id == *id);
+        let own = own.map(|known| known.id).filter(|id| *id <= granted);
+        own.or_else(|| (1..=granted).find(|id| !taken(id)))
+    }
+
+    /// The queue has left, or is made anew.
+    pub(super) fn forget(&mut self, link: &Arc<Link>) {
+        self.queues.retain(|known| !Arc::ptr_eq(&known.link, link));
     }
 
     /// The doorbells of queue `id`, which is about to be made.
@@ -141,38 +159,55 @@ impl<H: Hardware> Story<H> {
         })
     }
 
-    /// Has the controller forget a queue. What it refuses to forget, a reset makes it forget.
+    /// Has the controller forget a queue.
     async fn detach(&mut self, link: &Arc<Link>) -> Result<(), Trouble> {
-        let at = self.queues.iter().position(|known| Arc::ptr_eq(&known.link, link));
-        if let Some(at) = at {
-            let id = self.queues[at].id;
-            for command in
-                [Submission::delete_submission_queue(id), Submission::delete_completion_queue(id)]
-            {
-                let name = opcode::admin_name(command.opcode);
-                let (entry, _) = self.execute(command, None).await?;
-                if !entry.status().ok() {
-                    return Err(Trouble::Refused { command: name, status: entry.status() });
-                }
-            }
-            self.queues.swap_remove(at);
+        if let Some(id) = self.known(link, link.load().epoch()) {
+            self.delete(Submission::delete_submission_queue(id)).await?;
+            self.delete(Submission::delete_completion_queue(id)).await?;
         }
+        self.forget(link);
         link.set(Gate::Gone);
         Ok(())
     }
 
+    /// Deletes one ring. What the controller refuses to forget, a reset makes it forget.
+    async fn delete(&mut self, command: Submission) -> Result<(), Trouble> {
+        self.must(opcode::admin_name(command.opcode), command).await.map(drop)
+    }
+
     /// As many aborts as the controller takes at a time (Identify Controller, ACL).
     fn send_aborts(&mut self, facts: &Facts) -> Result<(), Trouble> {
+        let (now_us, patience_us) = (self.clock.now_us(), self.options.abort_timeout_us);
+        // One that has waited for so long may name another command by now; its queue asks for a reset.
+        self.aborts.retain(|late| now_us - late.since_us < patience_us);
         while self.admin()?.under_way(Purpose::Abort) < facts.aborts_max as usize
-            && let Some((queue, cid)) = self.aborts.pop()
+            && let Some(late) = self.aborts.pop_front()
         {
+            let Late { queue, cid, .. } = late;
             ::log::warn!("{}: a command on queue {queue} is late; aborting it", self.shared.name);
             if self.admin()?.submit(Submission::abort(queue, cid), Purpose::Abort, None).is_none() {
-                self.aborts.push((queue, cid));
+                self.aborts.push_front(late);
                 break;
             }
         }
         Ok(())
+    }
+
+    /// An abort, too, ends within the time of an admin command.
+    fn watch_aborts(&mut self) -> Result<(), Trouble> {
+        let now_us = self.clock.now_us();
+        self.abort_sent = match (self.admin()?.first(Purpose::Abort), self.abort_sent) {
+            (Some(cid), Some((watched, since_us))) if cid == watched => Some((cid, since_us)),
+            (first, _) => first.map(|cid| (cid, now_us)),
+        };
+        let Some((_, since_us)) = self.abort_sent else { return Ok(()) };
+        self.notes.busy.set(true);
+        let limit_us = self.options.admin_timeout_us;
+        if now_us - since_us < limit_us {
+            return Ok(());
+        }
+        let command = opcode::admin_name(opcode::admin::ABORT);
+        Err(Trouble::AdminTimeout { command, ms: limit_us / 1000 })
     }
 
     /// Keeps asynchronous event requests under way.
@@ -224,8 +259,11 @@ impl<H: Hardware> Story<H> {
 
     /// The namespace may have changed.
     async fn look_again(&mut self, facts: &Facts) -> Result<(), Trouble> {
+        if self.reformatted {
+            return Ok(());
+        }
         let now = self.identify().await?;
-        if facts.is(&now) { Ok(()) } else { Err(Trouble::Changed) }
+        if facts.still_hold(&now) { Ok(()) } else { Err(Trouble::Changed) }
     }
 
     /// An admin command of somebody else.
@@ -234,6 +272,10 @@ impl<H: Hardware> Story<H> {
         command: Submission,
         data: Data,
     ) -> Result<AdminReply, AdminError> {
+        let formats = command.opcode == opcode::admin::FORMAT_NVM;
+        if formats && self.queues.iter().any(|known| known.live) {
+            return Err(AdminError::Serving);
+        }
         let wanted = match &data {
             Data::None => 0,
             Data::In(bytes) => *bytes,
@@ -252,6 +294,7 @@ impl<H: Hardware> Story<H> {
             command = command.with_data(self.describe(&buffer)?);
             page = Some(buffer);
         }
+        self.reformatted |= formats;
         let (entry, page) = self.ok_with(command, page).await?;
         let data = match (data, page) {
             (Data::In(bytes), Some(page)) => page[..bytes].to_vec(),

@@ -21,7 +21,7 @@ use super::drive::Drive;
 use super::error::{AdminError, Trouble};
 use super::link::{Attach, Attached, Link, Message, Ring, Shared, Word};
 use super::ring::{CompletionRing, SubmissionRing};
-use super::{Options, PAGE_BYTES};
+use super::{Options, PAGE_BYTES, State};
 use crate::arena::DmaWords;
 use crate::hardware::{Mapping, Registers};
 use crate::spec::status::Status;
@@ -156,11 +156,14 @@ impl<R: Registers> Queue<R> {
         }
     }
 
-    /// Lets go of the controller's side: `true` when that is done. What was in flight does not complete. To be
-    /// called again, with the controller polled in between; dropping the queue does the same and waits.
+    /// Lets go of the controller's side: `true` when that is done. What was in flight ends as
+    /// [`BlockError::Gone`], by the next poll. To be called again, with the controller polled in between;
+    /// dropping the queue does the same and waits.
     pub fn close(&mut self) -> bool {
         self.heed();
-        if !matches!(self.phase, Phase::Leaving | Phase::Gone) {
+        // Said again to one that has been given up: it may not have read its last mail.
+        let again = self.phase == Phase::Leaving && self.shared.state() == State::Gone;
+        if again || !matches!(self.phase, Phase::Leaving | Phase::Gone) {
             self.phase = Phase::Leaving;
             let link = Arc::clone(&self.link);
             self.send_or_end(Message::Detach(link));

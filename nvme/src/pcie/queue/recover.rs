@@ -1,7 +1,8 @@
 //! Off the steady path: retries, late commands, and a controller that stops, comes back or goes.
 //!
-//! Guarantees: a request is failed or tried again only when none of its commands is with the device: the
-//! command completed, or the gate says that the controller has stopped. What is tried again is idempotent:
+//! Guarantees: a command is tried again only when the device does not have it any more: it completed, or the gate
+//! says that the controller has stopped; a request ends only when that holds of all its commands, and of one that
+//! has failed nothing is tried again. What is tried again is idempotent:
 //! the same blocks are read or written with the same bytes. A flush is not tried again.
 
 use std::sync::Arc;
@@ -18,9 +19,11 @@ impl<R: Registers> Queue<R> {
     /// A command ended with an error: it is tried again later, or its request fails.
     #[cold]
     pub(super) fn refused(&mut self, cid: u16, status: Status) -> Option<Completion> {
+        let deadline_us = self.deadline_us();
         let command = self.commands.completed(cid)?;
         let (place, tries) = (command.request, command.tries);
         let pending = self.requests.get_mut(place);
+        pending.deadline_us.get_or_insert(deadline_us);
         let failure = pending.plan.failure;
         let delay_us = match status.retry_delay() {
             0 => 0,
@@ -45,7 +48,13 @@ impl<R: Registers> Queue<R> {
     /// One of the request's commands is over, and failed. The request's end, if nothing of it is under way.
     fn fail(&mut self, place: u16, error: BlockError) -> Option<Completion> {
         self.condemn(place, error);
+        self.give_up_waiting(place);
         self.requests.one_over(place)
+    }
+
+    /// For a request that is met now for the first time.
+    fn deadline_us(&self) -> u64 {
+        self.now_us.saturating_add(self.options.request_timeout_us)
     }
 
     /// The request will end so, and no more commands are made of it.
@@ -136,8 +145,7 @@ impl<R: Registers> Queue<R> {
 
     /// Ends requests whose time is over and of which the device has nothing.
     fn expire(&mut self) {
-        let now_us = self.now_us;
-        let deadline_us = now_us.saturating_add(self.options.request_timeout_us);
+        let (now_us, deadline_us) = (self.now_us, self.deadline_us());
         for pending in self.requests.iter_mut() {
             pending.deadline_us.get_or_insert(deadline_us);
         }
@@ -234,7 +242,10 @@ impl<R: Registers> Queue<R> {
         let (place, tries) = (command.request, command.tries);
         let pending = self.requests.get_mut(place);
         let failure = pending.plan.failure;
-        if pending.has_time(now_us) && verdict::may_try_again(aborted, failure, tries) {
+        if pending.result.is_ok()
+            && pending.has_time(now_us)
+            && verdict::may_try_again(aborted, failure, tries)
+        {
             command.place = Where::Waiting(now_us);
             self.waiting += 1;
             return;
@@ -266,9 +277,9 @@ impl<R: Registers> Queue<R> {
     }
 }
 
-/// How long a queue that is dropped waits for the controller, in milliseconds: longer than all of the
-/// controller's own timeouts together.
-const LEAVE_MS: u32 = 600_000;
+/// How long a queue that is dropped waits for the controller, in milliseconds: longer than a controller that takes
+/// all its time (twice 127.5 s to stop, as often to be reset, and again to come up) can leave it without an answer.
+const LEAVE_MS: u32 = 1_800_000;
 
 impl<R: Registers> Drop for Queue<R> {
     /// Waits until the device has forgotten the queue: its rings and buffers go back to the pool.

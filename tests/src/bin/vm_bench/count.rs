@@ -37,9 +37,10 @@ pub(crate) struct Work {
 
 const READ: Work = Work { write: false, blocks: 1, depth: 1, operations: 0 };
 
-/// What is counted; a goal where there is one.
+/// What is counted; a goal where there is one. One at a time has none: there each operation has a poll to itself that
+/// rings the doorbell, and one that finds it done; how many more find nothing is up to the drive.
 const WORKS: [(&str, Work, Goal); 6] = [
-    ("read_4k_qd1", READ, Goal::AtMost(GOAL)),
+    ("read_4k_qd1", READ, Goal::None),
     ("read_4k_qd32", Work { depth: 32, ..READ }, Goal::AtMost(GOAL)),
     ("write_4k_qd1", Work { write: true, ..READ }, Goal::None),
     ("write_4k_qd32", Work { write: true, depth: 32, ..READ }, Goal::None),
