@@ -172,7 +172,7 @@ fn messages_go_both_ways_inline_and_not() {
 fn the_server_reads_and_writes_the_clients_memory() {
     let Some(ip) = address() else { return };
     let mut ends = Ends::new(ip, server_shape());
-    let mut region = ends.client.region(8 << 20).unwrap();
+    let mut region = ends.client.region(ends.client_qp, 8 << 20).unwrap();
     let limits = ends.server.limits();
     let (address, key) = (region.address() + 1, region.key());
     let value = pattern(3 << 20, 1);
@@ -210,7 +210,7 @@ fn the_server_reads_and_writes_the_clients_memory() {
 fn a_wrong_key_or_address_breaks_that_queue_pair_and_no_other() {
     let Some(ip) = address() else { return };
     let mut ends = Ends::new(ip, server_shape());
-    let region = ends.client.region(64 << 10).unwrap();
+    let region = ends.client.region(ends.client_qp, 64 << 10).unwrap();
     let good = (ends.server_qp, ends.client_qp);
     let limits = ends.server.limits();
     let (address, key) = (region.address(), region.key());
@@ -259,7 +259,7 @@ fn a_server_lets_nobody_read_or_write_its_memory() {
     let mut ends = Ends::new(ip, server_shape());
     // Memory of the server's process that is registered with remote rights, as no server does: even so
     // its queue pairs take no READ and no WRITE.
-    let mut region = ends.server.region(4096).unwrap();
+    let mut region = ends.server.region(ends.server_qp, 4096).unwrap();
     region.write(0, &[9; 4096]);
     let limits = ends.client.limits();
     let remote = RemoteMemory { address: region.address(), key: region.key(), length: 4096 };
@@ -317,7 +317,7 @@ fn a_peer_that_posts_no_receives_is_given_up() {
 fn a_client_that_is_gone_is_noticed_and_everything_comes_back() {
     let Some(ip) = address() else { return };
     let mut ends = Ends::new(ip, server_shape());
-    let region = ends.client.region(16 << 20).unwrap();
+    let region = ends.client.region(ends.client_qp, 16 << 20).unwrap();
     let (limits, qp) = (ends.server.limits(), ends.server_qp);
     for token in 0..16 {
         let length = 1 << 20;

@@ -66,7 +66,6 @@ struct Shared<P: Provider> {
     lines: Vec<Option<State<P>>>,
     chain: Chain<P::Buffer>,
     events: Vec<Event<P::Buffer>>,
-    spare: Vec<P::Region>,
     reading: Reading,
     now_us: u64,
 }
@@ -84,6 +83,8 @@ struct State<P: Provider> {
     /// PDUs from before the connection was there.
     early: VecDeque<Vec<u8>>,
     lent: BTreeMap<u16, P::Region>,
+    /// Memory that is lent to nobody. It is of this connection's device.
+    spare: Vec<P::Region>,
     closed: bool,
 }
 
@@ -96,7 +97,6 @@ impl<P: Provider> Hub<P> {
             lines: Vec::new(),
             chain: Chain::default(),
             events: Vec::new(),
-            spare: Vec::new(),
             reading: Reading::default(),
             now_us: 0,
         })))
@@ -118,6 +118,7 @@ impl<P: Provider> Hub<P> {
             partial: Vec::new(),
             early: VecDeque::new(),
             lent: BTreeMap::new(),
+            spare: Vec::new(),
             closed: false,
         };
         let slot = shared.lines.iter().position(Option::is_none).unwrap_or(shared.lines.len());
@@ -242,7 +243,7 @@ impl<P: Provider> Shared<P> {
         let Some(channel) = &mut state.channel else { return self.close(index) };
         let heard = channel.hear(immediate);
         let message = self.provider.received(qp, receive, length);
-        let taken = heard.is_ok() && state.take_in(message, &mut self.spare);
+        let taken = heard.is_ok() && state.take_in(message);
         self.provider.repost(qp, receive);
         if !taken {
             self.close(index);
@@ -258,19 +259,23 @@ impl<P: Provider> Shared<P> {
         self.provider.break_off(qp);
     }
 
-    /// The smallest spare memory that holds `bytes`, or more of it.
-    fn region(&mut self, bytes: usize) -> Result<P::Region, ProviderError> {
-        let fits = self.spare.iter().enumerate().filter(|(_, region)| region.len() >= bytes);
+    /// The smallest spare memory of a line that holds `bytes`, or more of it.
+    fn region(&mut self, index: usize, bytes: usize) -> Result<P::Region, ProviderError> {
+        let state = self.lines[index].as_mut().ok_or(ProviderError::Gone)?;
+        let fits = state.spare.iter().enumerate().filter(|(_, region)| region.len() >= bytes);
         match fits.min_by_key(|(_, region)| region.len()).map(|(index, _)| index) {
-            Some(index) => Ok(self.spare.swap_remove(index)),
-            None => self.provider.region(bytes.max(REGION_BYTES_MIN).next_power_of_two()),
+            Some(index) => Ok(state.spare.swap_remove(index)),
+            None => {
+                let bytes = bytes.max(REGION_BYTES_MIN).next_power_of_two();
+                self.provider.region(state.qp, bytes)
+            }
         }
     }
 }
 
 impl<P: Provider> State<P> {
     /// A message: PDUs' bytes. `false` if they cannot be.
-    fn take_in(&mut self, message: &[u8], spare: &mut Vec<P::Region>) -> bool {
+    fn take_in(&mut self, message: &[u8]) -> bool {
         if self.rest > 0 || message.is_empty() {
             let count = message.len();
             self.input.extend(message);
@@ -296,7 +301,7 @@ impl<P: Provider> State<P> {
         } else {
             self.rest = length.saturating_sub(message.len());
         }
-        spare.extend(lent);
+        self.spare.extend(lent);
         message.len() <= length
     }
 }
@@ -320,7 +325,7 @@ impl<P: Provider> Drop for Line<P> {
         shared.provider.disconnect(state.qp);
         shared.provider.release(state.qp, &mut |_, buffer| drop(buffer));
         // The queue pair is gone: nothing is written to what was lent any more.
-        shared.spare.extend(state.lent.into_values());
+        drop(state);
     }
 }
 
@@ -385,7 +390,7 @@ impl<P: Provider> Line<P> {
             Lend::Send(values) => values.iter().map(bytes::Bytes::len).sum(),
             Lend::Receive(bytes) => bytes,
         };
-        let mut region = self.hub.0.borrow_mut().region(bytes).map_err(io_error)?;
+        let mut region = self.hub.0.borrow_mut().region(self.slot, bytes).map_err(io_error)?;
         if let Lend::Send(values) = lend {
             let mut at = 0;
             for value in values {

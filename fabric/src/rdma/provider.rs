@@ -289,11 +289,11 @@ pub trait Provider {
     /// READs go to `ended`, with their tokens.
     fn release(&mut self, qp: Qp, ended: &mut dyn FnMut(u32, Self::Buffer));
 
-    /// Memory that peers may READ and WRITE.
+    /// Memory that the peer of a connected queue pair may READ and WRITE, if it was made for that.
     ///
     /// # Errors
-    /// There is not so much, or it cannot be locked.
-    fn region(&mut self, bytes: usize) -> Result<Self::Region, ProviderError>;
+    /// There is not so much, or it cannot be locked; or the connection is over.
+    fn region(&mut self, qp: Qp, bytes: usize) -> Result<Self::Region, ProviderError>;
 
     /// From now until the next event, [`Provider::wait_fd`] turns readable when there is one;
     /// `false` if there may be one already.

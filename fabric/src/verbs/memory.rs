@@ -5,15 +5,28 @@
 
 use super::device::Domain;
 use super::last_error;
+use crate::Buffer;
 use crate::rdma::{ProviderError, Region};
 use ibverbs_sys as sys;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::any::Any;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
+
+/// A buffer whose bytes stay where they are: a network card has their address while work is under way.
+///
+/// # Safety
+/// As long as a value is neither used, moved nor dropped, the bytes that its `as_ref` and `as_mut` last gave
+/// stay mapped at their address, and nobody else reads or writes them; both give the same bytes.
+pub unsafe trait Steady: Buffer {}
+
+// SAFETY: the bytes of a vector are its own, and change their place only when it is used.
+unsafe impl Steady for Vec<u8> {}
+
+// SAFETY: its bytes are those of a vector that only it has.
+unsafe impl Steady for crate::conformance::Counted {}
 
 const LOCAL: sys::ibv_access_flags = sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE;
 const REMOTE_READ: sys::ibv_access_flags = sys::ibv_access_flags::IBV_ACCESS_REMOTE_READ;
@@ -242,70 +255,5 @@ impl Region for VerbsRegion {
 
     fn read(&self, offset: usize, bytes: &mut [u8]) {
         self.slab.read(offset, bytes);
-    }
-}
-
-/// Memory of another device (a GPU, say) or of anybody else that the server may READ and WRITE, and
-/// that this process does not look at.
-#[derive(Debug)]
-pub struct ForeignRegion {
-    registration: Registration,
-}
-
-impl ForeignRegion {
-    /// Memory behind a dma-buf descriptor; it is named by offsets from 0 on.
-    pub(super) fn of_fd(
-        domain: &Rc<Domain>,
-        fd: BorrowedFd<'_>,
-        offset: u64,
-        length: usize,
-    ) -> Result<Self, ProviderError> {
-        let access = (LOCAL | REMOTE_READ | REMOTE_WRITE).0 as i32;
-        // SAFETY: an allocated domain and an open descriptor; the kernel takes a reference of its own
-        // to the buffer, which is not this process's memory.
-        let raw = unsafe {
-            sys::ibv_reg_dmabuf_mr(domain.raw(), offset, length, 0, fd.as_raw_fd(), access)
-        };
-        if raw.is_null() {
-            return Err(last_error(
-                "cannot register a dma-buf: it takes Linux 5.12, a device that can, and an exporter \
-                 that lets it",
-            ));
-        }
-        let _domain = Rc::clone(domain);
-        Ok(Self { registration: Registration { raw, address: 0, length, _domain, _owner: None } })
-    }
-
-    /// Memory at an address of this process.
-    ///
-    /// # Safety
-    /// Nobody holds a reference to these bytes while a peer may use the region's key, and they stay
-    /// mapped as long as `owner` lives.
-    pub(super) unsafe fn of_foreign(
-        domain: &Rc<Domain>,
-        address: usize,
-        length: usize,
-        owner: Rc<dyn Any>,
-    ) -> Result<Self, ProviderError> {
-        let access = LOCAL | REMOTE_READ | REMOTE_WRITE;
-        Ok(Self { registration: Registration::new(domain, address, length, access, Some(owner))? })
-    }
-
-    /// Where it begins, as the peer names it.
-    #[must_use]
-    pub fn address(&self) -> u64 {
-        self.registration.address as u64
-    }
-
-    /// The key by which the peer names it.
-    #[must_use]
-    pub fn key(&self) -> u32 {
-        self.registration.remote_key()
-    }
-
-    /// Bytes.
-    #[must_use]
-    pub fn length(&self) -> usize {
-        self.registration.length
     }
 }

@@ -12,6 +12,9 @@
 //! What breaks it: memory that is registered ([`Verbs::register`]) and then mapped anew by somebody
 //! who was trusted to keep it. iWARP is not supported (a READ needs remote rights there), and says so.
 //!
+//! Not there yet: shared receive queues, and memory of other devices (dma-buf) or of a caller for a
+//! client's data.
+//!
 //! The connection manager is control plane only: queue pairs, protection domains and completion queues
 //! are on contexts of our own, one per device. Completions are taken with `ibv_poll_cq`; the extended
 //! completion queues of some providers hand out completions that never were.
@@ -33,7 +36,7 @@ mod pair;
 mod provider;
 
 pub use device::{Gid, GidKind, devices, gids};
-pub use memory::{ForeignRegion, VerbsRegion};
+pub use memory::{Steady, VerbsRegion};
 pub use provider::{Verbs, VerbsConfig};
 
 use crate::rdma::ProviderError;

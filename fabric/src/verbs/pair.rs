@@ -7,9 +7,8 @@
 use super::completion::Queue;
 use super::device::Domain;
 use super::manager::{Id, Tuning, modify};
-use super::memory::{Registration, Slab};
+use super::memory::{Registration, Slab, Steady};
 use super::{last_error, number_error};
-use crate::Buffer;
 use crate::rdma::{Chain, Ended, InFlight, Ledger, Limits, ProviderError, Qp, Room, Shape, Work};
 use ibverbs_sys as sys;
 use std::fmt::{Debug, Formatter};
@@ -102,7 +101,7 @@ pub(super) fn completions(limits: &Limits, shape: &Shape) -> usize {
     limits.works + usize::from(shape.receives)
 }
 
-impl<B: Buffer> Pair<B> {
+impl<B: Steady> Pair<B> {
     /// A queue pair that is not connected; `queue` has promised room for its completions.
     pub(super) fn new(parts: Parts<'_>) -> Result<Self, ProviderError> {
         let Parts { qp, domain, queue, limits, shape } = parts;
@@ -148,6 +147,10 @@ impl<B: Buffer> Pair<B> {
     /// The number that the network knows it by.
     pub(super) fn number(&self) -> u32 {
         self.number
+    }
+
+    pub(super) fn queue(&self) -> &Rc<Queue> {
+        &self.queue
     }
 
     pub(super) fn room(&self) -> Room {
@@ -312,7 +315,8 @@ impl<B: Buffer> Pair<B> {
         let mut refused = std::ptr::null_mut();
         // SAFETY: a queue pair that was not destroyed. The list and its pieces outlive the call, which
         // copies them. Each piece is memory of a buffer that the ledger holds, in the place where it
-        // stays, until the work has completed or the queue pair is destroyed; or bytes of the slab's ring
+        // stays, until the work has completed or the queue pair is destroyed, and that keeps its bytes
+        // where they are meanwhile (`Steady`); or bytes of the slab's ring
         // that the ledger has taken for as long; or inline bytes of the chain, which the call copies. A
         // READ's piece is memory that its buffer gave out mutably, and the buffer is not touched until then.
         let failed = unsafe {

@@ -3,9 +3,8 @@
 use super::completion::{Channel, Completion, Queue};
 use super::device::{Abilities, Context, DeviceEvent, Domain, Gid, open_all};
 use super::manager::{EventChannel, Id, ManagerEvent, Tuning};
-use super::memory::{ForeignRegion, Registration, VerbsRegion, keep_from_children};
+use super::memory::{Registration, Steady, VerbsRegion, keep_from_children};
 use super::pair::{Pair, Parts, WorkId, completions};
-use crate::Buffer;
 use crate::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, Room, Shape, Violation,
 };
@@ -95,7 +94,7 @@ impl<B> Debug for Verbs<B> {
     }
 }
 
-impl<B: Buffer> Verbs<B> {
+impl<B: Steady> Verbs<B> {
     /// All devices that speak RoCE or InfiniBand, for connections that this side asks for.
     ///
     /// # Errors
@@ -167,38 +166,6 @@ impl<B: Buffer> Verbs<B> {
             Some((adapter.context.name().to_owned(), gid))
         })
     }
-
-    /// Memory of another device that peers may READ and WRITE, behind a dma-buf descriptor.
-    ///
-    /// # Errors
-    /// The kernel, the device or the exporter cannot do it.
-    pub fn dma_buf_region(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        offset: u64,
-        length: usize,
-    ) -> Result<ForeignRegion, ProviderError> {
-        ForeignRegion::of_fd(&self.adapters[0].domain, fd, offset, length)
-    }
-
-    /// Memory of this process that peers may READ and WRITE.
-    ///
-    /// # Errors
-    /// It is not mapped or cannot be locked.
-    ///
-    /// # Safety
-    /// Nobody holds a reference to these bytes while a peer may use the region's key, and they stay
-    /// mapped as long as `owner` lives.
-    pub unsafe fn foreign_region(
-        &mut self,
-        address: usize,
-        length: usize,
-        owner: Rc<dyn Any>,
-    ) -> Result<ForeignRegion, ProviderError> {
-        keep_from_children(address, length);
-        // SAFETY: by this function's contract, which is the same.
-        unsafe { ForeignRegion::of_foreign(&self.adapters[0].domain, address, length, owner) }
-    }
 }
 
 fn adapter(context: Rc<Context>) -> Result<Adapter, ProviderError> {
@@ -267,7 +234,7 @@ fn qp_of(number: usize) -> Qp {
 }
 
 // The table of connections.
-impl<B: Buffer> Verbs<B> {
+impl<B: Steady> Verbs<B> {
     fn connection(&self, qp: Qp) -> Option<&Connection<B>> {
         let slot = self.slots.get(usize::from(qp.slot))?;
         slot.connection.as_ref().filter(|_| slot.generation == qp.generation)
@@ -339,7 +306,7 @@ impl<B: Buffer> Verbs<B> {
 }
 
 // The connection manager's news.
-impl<B: Buffer> Verbs<B> {
+impl<B: Steady> Verbs<B> {
     fn hear(&mut self, event: ManagerEvent) {
         match event {
             ManagerEvent::Requested { id, ask, reads } => {
@@ -489,13 +456,13 @@ impl<B: Buffer> Verbs<B> {
     }
 }
 
-fn is_pair<B: Buffer>(connection: &Connection<B>, adapter: usize, number: u32) -> bool {
+fn is_pair<B: Steady>(connection: &Connection<B>, adapter: usize, number: u32) -> bool {
     let pair = connection.pair.as_ref();
     connection.adapter == adapter && pair.is_some_and(|pair| pair.number() == number)
 }
 
 // Completions.
-impl<B: Buffer> Verbs<B> {
+impl<B: Steady> Verbs<B> {
     /// `true` if there were any, even if they say nothing.
     fn take_completions(&mut self, events: &mut Vec<Event<B>>) -> bool {
         let mut found = std::mem::take(&mut self.completions);
@@ -544,7 +511,7 @@ impl<B: Buffer> Verbs<B> {
     }
 }
 
-impl<B: Buffer> Provider for Verbs<B> {
+impl<B: Steady> Provider for Verbs<B> {
     type Buffer = B;
     type Region = VerbsRegion;
 
@@ -685,11 +652,17 @@ impl<B: Buffer> Provider for Verbs<B> {
         }
         let Some(Connection { pair, id, .. }) = slot.connection.take() else { return };
         id.disconnect();
-        pair.into_iter().for_each(|pair| pair.destroy(ended));
+        let Some(pair) = pair else { return };
+        let queue = Rc::clone(pair.queue());
+        pair.destroy(ended);
+        // What it has left in the completion queue takes room that is now promised to others. It is not
+        // known any more when it is looked at.
+        while queue.poll(&mut self.completions) {}
     }
 
-    fn region(&mut self, bytes: usize) -> Result<VerbsRegion, ProviderError> {
-        VerbsRegion::new(&self.adapters[0].domain, bytes)
+    fn region(&mut self, qp: Qp, bytes: usize) -> Result<VerbsRegion, ProviderError> {
+        let adapter = self.connection(qp).ok_or(ProviderError::Gone)?.adapter;
+        VerbsRegion::new(&self.adapters[adapter].domain, bytes)
     }
 
     fn arm(&mut self) -> bool {

@@ -326,7 +326,7 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
         net.sides.remove(&queue.side());
     }
 
-    fn region(&mut self, bytes: usize) -> Result<FakeRegion, ProviderError> {
+    fn region(&mut self, _qp: Qp, bytes: usize) -> Result<FakeRegion, ProviderError> {
         let mut net = self.net.borrow_mut();
         let (key, address) = (net.number(), 1 << 20);
         let memory = Rc::new(RefCell::new(vec![0; bytes]));
