@@ -6,7 +6,7 @@
 use crate::house::{FakeConnector, House, address, connect, try_connect};
 use bytes::Bytes;
 use forebay_fabric::Status;
-use forebay_fabric::client::{Connector, Done, NamespaceId, Pipeline, Request};
+use forebay_fabric::client::{Done, NamespaceId, Pipeline, Request};
 use forebay_fabric::conformance::Peer;
 use forebay_fabric::pdu::{
     Auth, Command, Hello, Offer, Opcode, Outcome, PduType, Ping, Response, VERSION, crc32c,
@@ -97,14 +97,15 @@ impl Book {
     ) {
         let key = rng.u8(..8);
         let length = if rng.u8(..6) == 0 { rng.usize(..300_000) } else { rng.usize(9..9_000) };
+        let name = [key];
         let mut asked = Asked { began_us: pipeline.now_us(), key, stores: None };
         let request = if rng.bool() {
             let value = value(key, number, length);
             self.sent.entry(key).or_default().push((number, length));
             asked.stores = Some(crc32c(&value));
-            Request::store(NS, &[key], Bytes::from(value))
+            Request::store(NS, &name, Bytes::from(value))
         } else {
-            Request::retrieve(NS, &[key], 0, u32::MAX)
+            Request::retrieve(NS, &name, 0, u32::MAX)
         };
         let request = request.with_tag(number).with_timeout_us(TIMEOUT_US);
         if pipeline.submit(request).is_ok() {
