@@ -186,7 +186,7 @@ impl Slab {
 
     pub(super) fn address_of(&self, offset: usize) -> u64 {
         assert!(offset <= self.pages.length, "past the end of a slab");
-        (self.pages.start.as_ptr().addr() + offset) as u64
+        (self.pages.start.as_ptr().expose_provenance() + offset) as u64
     }
 
     fn at(&self, offset: usize, length: usize) -> *mut u8 {

@@ -370,7 +370,8 @@ impl<B: Steady> Pair<B> {
                 let bytes = &chain.bytes()[bytes.clone()];
                 if !bytes.is_empty() && bytes.len() <= self.inline_bytes {
                     set |= flags::IBV_SEND_INLINE.0;
-                    let (addr, length) = (bytes.as_ptr().addr() as u64, bytes.len() as u32);
+                    let (addr, length) =
+                        (bytes.as_ptr().expose_provenance() as u64, bytes.len() as u32);
                     self.pieces.push(sys::ibv_sge { addr, length, lkey: 0 });
                 } else if !bytes.is_empty() {
                     ring_bytes = self.copy_to_ring(bytes);
