@@ -2,16 +2,21 @@
 //! elsewhere every test says that it is skipped.
 
 use forebay_fabric::Status;
+use forebay_fabric::client::{Client, ClientConfig, NamespaceId, Pipeline, RdmaConnector};
 use forebay_fabric::conformance::{self, CONNECTIONS_MAX, Counted, Peer, Wire};
-use forebay_fabric::pdu::{Outcome, Response};
+use forebay_fabric::pdu::{Capsule, Endpoint, Opcode, Outcome, Response, crc32c};
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::{
     Chain, Event, Greeting, LinePeer, Note, Provider, Qp, RdmaConfig, RdmaTransport, Region, Shape,
     Violation,
 };
+use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
 use forebay_fabric::transport::{ConnId, Payload, RemoteMemory};
 use forebay_fabric::verbs::{GidKind, Verbs, VerbsConfig, devices};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -423,6 +428,96 @@ fn real_verbs_conform() {
         RxeWire { address, transport, start: now() }
     };
     conformance::run(&mut make, 1);
+}
+
+/// A value, or none, and what the reactor still has to do.
+#[derive(Default)]
+struct Desk {
+    value: Option<Vec<u8>>,
+    pulls: Vec<(RequestId, usize)>,
+    replies: Vec<(RequestId, Reply<Vec<u8>>)>,
+}
+
+impl Service<Vec<u8>> for Desk {
+    fn request(&mut self, id: RequestId, capsule: &Capsule<'_>, _deadline_us: u64) {
+        let length = capsule.command.data_length.get() as usize;
+        match capsule.opcode {
+            Some(Opcode::Store) if !capsule.is_in_capsule() => self.pulls.push((id, length)),
+            Some(Opcode::Store) => self.pulled(id, capsule.data.to_vec(), true),
+            _ => {
+                let value = self.value.clone().unwrap_or_default();
+                let mut reply = Reply::status(Status::Ok, value.len() as u64);
+                reply.data_crc = crc32c(&value);
+                let range = 0..value.len();
+                reply.payload = Some(Payload { buffer: value, range });
+                self.replies.push((id, reply));
+            }
+        }
+    }
+
+    fn pulled(&mut self, id: RequestId, buffer: Vec<u8>, complete: bool) {
+        assert!(complete, "the client is there");
+        self.value = Some(buffer);
+        self.replies.push((id, Reply::status(Status::Ok, 0)));
+    }
+
+    fn abandoned(&mut self, _: RequestId, why: Status) {
+        assert_eq!(why, Status::Disconnected, "nothing takes longer than its deadline");
+    }
+}
+
+/// A reactor with a server, until `ended`. It says its address first.
+fn serve(ip: IpAddr, said: &mpsc::Sender<SocketAddr>, ended: &AtomicBool) {
+    let verbs = Verbs::listen(VerbsConfig::default(), SocketAddr::new(ip, 0)).expect("a device");
+    let address = SocketAddr::new(ip, verbs.port().expect("it listens"));
+    let config = ServerConfig {
+        queue_depth: 32,
+        capsule_bytes: 8 << 10,
+        keep_alive_ms: 5_000,
+        timeout_max_us: 30_000_000,
+        connections_max: 4,
+        pool: [7; 16],
+        incarnation: [1; 16],
+        reactor: 0,
+        catalog_reactor: 0,
+        shard_map: vec![0],
+        endpoints: vec![Endpoint::tcp(0, address)],
+    };
+    let mut server = Server::new(RdmaTransport::new(verbs, RdmaConfig::default()), config);
+    let (mut desk, start) = (Desk::default(), now());
+    said.send(address).expect("somebody asks");
+    while !ended.load(Ordering::Relaxed) {
+        let now_us = start.elapsed().as_micros() as u64;
+        server.poll(now_us, &mut desk);
+        for (id, length) in desk.pulls.drain(..) {
+            server.pull(id, vec![0; length]);
+        }
+        for (id, reply) in desk.replies.drain(..) {
+            server.reply(id, reply);
+        }
+        server.flush(now_us);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_client_stores_and_retrieves_by_rdma() {
+    let Some(ip) = address() else { return };
+    let (said, heard) = mpsc::channel();
+    let ended = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&ended);
+    let server = std::thread::spawn(move || serve(ip, &said, &until));
+    let config = ClientConfig { queue_depth: 32, ..ClientConfig::new(vec![heard.recv().unwrap()]) };
+    let connector = RdmaConnector::new(config.queue_depth).unwrap();
+    let mut client = Client::over(Pipeline::connect_with(config, connector).unwrap());
+    for length in [1, 4096, 5000, 65_537, 1 << 20, 4 << 20] {
+        let value = pattern(length, length as u64);
+        client.store(NamespaceId(16), b"key", value.clone()).unwrap();
+        assert!(client.retrieve(NamespaceId(16), b"key").unwrap() == Some(value), "{length} bytes");
+    }
+    drop(client);
+    ended.store(true, Ordering::Relaxed);
+    server.join().unwrap();
 }
 
 /// What one retrieve of 1 MiB moves, and how long it takes here: printed, not judged.
