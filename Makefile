@@ -2,7 +2,7 @@
 # user may, or named.
 
 FUZZ_SECONDS ?= 30
-# For `make bench`: --quick, --only engine|large|small|memory|disk
+# For `make bench`: --quick, --only engine|large|small|shm|memory|disk
 # For `make bench-vm`: --quick, --only count|guest
 BENCH ?=
 # For `make test-vm`: which tests, by a part of their names

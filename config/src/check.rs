@@ -6,6 +6,8 @@ use crate::sections::Places;
 use crate::units::format_size;
 use crate::{Config, Listen, Machine, NAMESPACE_NAME_BYTES_MAX, RESERVED_NAMES};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
 use toml::de::DeValue;
 
 /// Reports every contradiction in `config`. Runs also when some keys were wrong (they hold their
@@ -97,20 +99,29 @@ fn listeners(report: &mut Report<'_>, config: &Config, places: &Places) {
     }
     let ports = config.daemon.cores.len().min(usize::from(u16::MAX)) as u16;
     for (index, listen) in config.listeners.iter().enumerate() {
-        let first = listen.address.port();
+        let address = match listen {
+            Listen::Tcp { address } => *address,
+            Listen::Shm { path, .. } => {
+                shared_path(report, config, index, path, places.listeners[index]);
+                continue;
+            }
+        };
+        let first = address.port();
         if first.checked_add(ports - 1).is_none() {
             let what = format!("port {first} leaves no room for {ports} cores, one port each");
             let instead = format!("write a port up to {}", u16::MAX - (ports - 1));
             report.add(places.listeners[index], what, instead);
         }
-        if let Some(other) = config.listeners[..index].iter().find(|o| overlap(o, listen, ports)) {
+        let mut others = config.listeners[..index].iter().filter_map(|other| match other {
+            Listen::Tcp { address } => Some(*address),
+            Listen::Shm { .. } => None,
+        });
+        if let Some(other) = others.find(|other| overlap(*other, address, ports)) {
             let what = format!(
-                "listener {} overlaps with {}, as each takes {}, one for each core",
-                listen.address,
-                other.address,
+                "listener {address} overlaps with {other}, as each takes {}, one for each core",
                 count(usize::from(ports), "port"),
             );
-            let instead = match other.address.port().checked_add(ports) {
+            let instead = match other.port().checked_add(ports) {
                 Some(port) => format!("write port {port} or higher"),
                 None => "write a lower port".to_owned(),
             };
@@ -119,11 +130,25 @@ fn listeners(report: &mut Report<'_>, config: &Config, places: &Places) {
     }
 }
 
+/// Two listeners over shared memory want the same sockets.
+fn shared_path(report: &mut Report<'_>, config: &Config, index: usize, path: &Path, place: usize) {
+    let same = |other: &Listen| matches!(other, Listen::Shm { path: other, .. } if other == path);
+    if config.listeners[..index].iter().any(same) {
+        let what = format!("listener {} is there twice", path.display());
+        report.add(place, what, "write another path, or remove it".to_owned());
+    }
+    let admin = config.daemon.admin_socket.as_os_str();
+    let socket = |reactor| format!("{}.{reactor}", path.display());
+    if (0..config.daemon.cores.len()).any(|reactor| admin == socket(reactor).as_str()) {
+        let what = format!("listener {} takes the path of the admin socket", path.display());
+        report.add(place, what, "write another path".to_owned());
+    }
+}
+
 /// Two listeners want the same port of the same address; an unspecified address is every address
 /// (`[::]` takes IPv4 too).
-fn overlap(a: &Listen, b: &Listen, ports: u16) -> bool {
-    let (left, right) = (a.address, b.address);
-    let everywhere = |one: std::net::SocketAddr, other: std::net::SocketAddr| {
+fn overlap(left: SocketAddr, right: SocketAddr, ports: u16) -> bool {
+    let everywhere = |one: SocketAddr, other: SocketAddr| {
         one.ip().is_unspecified() && (one.is_ipv6() || other.is_ipv4())
     };
     let same = left.ip() == right.ip() || everywhere(left, right) || everywhere(right, left);

@@ -28,6 +28,11 @@ pub const ARENA_CORE_BYTES: u64 = 32 << 20;
 pub const ARENA_COMMAND_BYTES: u64 = 64 << 10;
 /// The smallest device, in bytes: one segment. The format asks for more and says so itself.
 pub const DEVICE_BYTES_MIN: u64 = 64 << 20;
+/// The longest path of a `[[listen]]` over shared memory, in bytes: a Unix socket's has 108, and the
+/// reactor's number stands behind it.
+pub const SHM_PATH_BYTES_MAX: usize = 100;
+/// The mode of sockets for shared memory, unless the file says otherwise: this user only.
+pub const SHM_MODE: u32 = 0o600;
 /// The longest name of a namespace, in bytes.
 pub const NAMESPACE_NAME_BYTES_MAX: usize = 48;
 /// Names that a namespace cannot have, because the system's own namespaces carry them.
@@ -113,23 +118,31 @@ impl Default for Nvme {
     }
 }
 
-/// One `[[listen]]`: TCP for now, on one port for each reactor.
+/// One `[[listen]]`: each reactor has a socket of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// Where reactor 0 listens; reactor i listens on the port + i.
-    pub address: SocketAddr,
+pub enum Listen {
+    /// `transport = "tcp"`.
+    Tcp {
+        /// Where reactor 0 listens; reactor i listens on the port + i.
+        address: SocketAddr,
+    },
+    /// `transport = "shm"`: shared memory, for clients on this host.
+    Shm {
+        /// Reactor i has the Unix socket at this path with `.i` behind it.
+        path: PathBuf,
+        /// The mode of the sockets: who may connect.
+        mode: u32,
+    },
 }
 
-impl Listen {
-    /// Where reactor `reactor` listens. Port 0 (asked for by code only, never by a file) stays 0.
-    #[must_use]
-    pub fn address_of(&self, reactor: u16) -> SocketAddr {
-        let mut address = self.address;
-        if address.port() != 0 {
-            address.set_port(address.port().saturating_add(reactor));
-        }
-        address
+/// Where reactor `reactor` listens, if reactor 0 does at `address`. Port 0 (asked for by code only,
+/// never by a file) stays 0.
+#[must_use]
+pub fn address_of(mut address: SocketAddr, reactor: u16) -> SocketAddr {
+    if address.port() != 0 {
+        address.set_port(address.port().saturating_add(reactor));
     }
+    address
 }
 
 /// What a namespace promises.
@@ -284,7 +297,7 @@ impl Config {
                 format_if_blank: true,
                 nvme: Nvme::default(),
             }],
-            listeners: vec![Listen {
+            listeners: vec![Listen::Tcp {
                 address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400),
             }],
             namespaces: vec![

@@ -3,7 +3,7 @@
 use crate::problem::{Problem, Report};
 use crate::read::{self, Found, Section};
 use crate::{Class, Config, Daemon, Device, Driver, Listen, Log, LogFormat, LogLevel};
-use crate::{DEVICE_BYTES_MIN, Machine, Namespace, Nvme, check};
+use crate::{DEVICE_BYTES_MIN, Machine, Namespace, Nvme, SHM_MODE, SHM_PATH_BYTES_MAX, check};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use toml::de::{DeTable, DeValue};
@@ -233,8 +233,21 @@ fn device_size(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option
 
 fn listen(report: &mut Report<'_>, table: &DeTable<'_>, offset: usize) -> Option<Found<Listen>> {
     let mut section = Section::new("[[listen]]", table, offset);
-    let tcp = [("tcp", ())];
-    section.require(report, "transport", "transport = \"tcp\"", |value| read::choice(value, &tcp));
+    let example = "transport = \"tcp\" or \"shm\" (shared memory, on this host)";
+    let choices = [("tcp", false), ("shm", true)];
+    let shared =
+        section.require(report, "transport", example, |value| read::choice(value, &choices));
+    let listen = match shared {
+        Some(Found { value: false, .. }) => listen_tcp(report, &mut section),
+        Some(Found { value: true, .. }) => listen_shm(report, &mut section),
+        // Which keys belong here cannot be told.
+        None => return None,
+    };
+    section.finish(report);
+    listen
+}
+
+fn listen_tcp(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Listen>> {
     let example = "an IP address and a port, like address = \"127.0.0.1:7400\"";
     let address = section.require(report, "address", example, |value| {
         let text = read::filled(value)?;
@@ -243,8 +256,35 @@ fn listen(report: &mut Report<'_>, table: &DeTable<'_>, offset: usize) -> Option
             .map_err(|_| format!("is \"{text}\", which is no address"))?;
         if address.port() == 0 { Err("has port 0".to_owned()) } else { Ok(address) }
     });
-    section.finish(report);
-    address.map(|found| Found { value: Listen { address: found.value }, offset: found.offset })
+    address.map(|found| Found { value: Listen::Tcp { address: found.value }, offset: found.offset })
+}
+
+fn listen_shm(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Listen>> {
+    let example = format!(
+        "an absolute path of at most {SHM_PATH_BYTES_MAX} bytes, like path = \"/run/forebay/shm\""
+    );
+    let path = section.require(report, "path", &example, |value| {
+        let path = read::filled(value)?;
+        match path.len() {
+            length if length > SHM_PATH_BYTES_MAX => Err(format!("is {length} bytes long")),
+            _ if !path.starts_with('/') => Err(format!("is \"{path}\", which is not absolute")),
+            _ if path.ends_with('/') => Err(format!("is \"{path}\", which is a folder")),
+            _ => Ok(path),
+        }
+    });
+    let example = "mode = \"0600\" (this user) or \"0660\" (and its group)";
+    let mode = section.read(report, "mode", example, |value| {
+        let text = read::filled(value)?;
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o777 == 0);
+        let mode = mode.ok_or_else(|| format!("is \"{text}\", which is no mode of a file"))?;
+        let owner = mode & 0o600 == 0o600;
+        if owner { Ok(mode) } else { Err(format!("is \"{text}\", which shuts its owner out")) }
+    });
+    let mode = mode.map_or(SHM_MODE, |found| found.value);
+    path.map(|found| Found {
+        value: Listen::Shm { path: PathBuf::from(found.value), mode },
+        offset: found.offset,
+    })
 }
 
 fn namespace(

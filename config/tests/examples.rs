@@ -1,6 +1,6 @@
 //! The annotated examples are what people copy: each one parses, and says what it seems to say.
 
-use forebay_config::{Class, Config, Driver, Machine, Nvme};
+use forebay_config::{Class, Config, Driver, Listen, Machine, Nvme, address_of};
 use std::path::Path;
 
 fn example(name: &str) -> Config {
@@ -30,7 +30,10 @@ fn single_nvme_parses() {
     assert_eq!(config.devices[0].nvme, Nvme::default());
     assert!(!config.devices[0].format_if_blank);
     assert_eq!(config.arena_bytes_min(), 192 << 20);
-    assert_eq!(config.listeners[0].address_of(3), "0.0.0.0:7403".parse().unwrap());
+    let Listen::Tcp { address } = config.listeners[0] else { panic!("the first listener is TCP") };
+    assert_eq!(address_of(address, 3), "0.0.0.0:7403".parse().unwrap());
+    let path = "/run/forebay/shm".into();
+    assert_eq!(config.listeners[1], Listen::Shm { path, mode: 0o600 });
 }
 
 #[test]

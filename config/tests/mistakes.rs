@@ -193,7 +193,37 @@ fn each_mistake_has_its_exact_message() {
         (
             "\"tcp\"",
             "\"udp\"",
-            "f.toml:8: `transport` is \"udp\", which is not known; write transport = \"tcp\"",
+            "f.toml:8: `transport` is \"udp\", which is not known; write transport = \"tcp\" or \"shm\" \
+             (shared memory, on this host)",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"shm\"\npath = \"shm\"",
+            "f.toml:9: `path` is \"shm\", which is not absolute; write an absolute path of at most 100 \
+             bytes, like path = \"/run/forebay/shm\"",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"shm\"\npath = \"/run/\"",
+            "f.toml:9: `path` is \"/run/\", which is a folder; write an absolute path of at most 100 bytes, \
+             like path = \"/run/forebay/shm\"",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"shm\"\npath = \"/run/a\"\nmode = \"0999\"",
+            "f.toml:10: `mode` is \"0999\", which is no mode of a file; write mode = \"0600\" (this user) or \
+             \"0660\" (and its group)",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"shm\"\npath = \"/run/a\"\nmode = \"0440\"",
+            "f.toml:10: `mode` is \"0440\", which shuts its owner out; write mode = \"0600\" (this user) or \
+             \"0660\" (and its group)",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"shm\"\npath = \"/run/a\"\n[[listen]]\ntransport = \"shm\"\npath = \"/run/a\"",
+            "f.toml:12: listener /run/a is there twice; write another path, or remove it",
         ),
         (
             "127.0.0.1:7400",
@@ -312,6 +342,31 @@ fn all_mistakes_of_a_file_are_told_at_once_in_its_order() {
         lines,
         ["f.toml:", "f.toml:2:", "f.toml:3:", "f.toml:5:", "f.toml:7:", "f.toml:8:"],
         "{told:?}"
+    );
+}
+
+#[test]
+fn a_listener_has_the_keys_of_its_transport() {
+    assert_eq!(
+        messages(&GOOD.replace("\"tcp\"", "\"shm\""), 2),
+        [
+            "f.toml:7: [[listen]] has no `path`; write an absolute path of at most 100 bytes, like \
+             path = \"/run/forebay/shm\"",
+            "f.toml:9: unknown key `address` in [[listen]]; remove it; [[listen]] takes mode, path, \
+             transport",
+        ]
+    );
+}
+
+#[test]
+fn shared_memory_may_not_take_the_admin_socket() {
+    let (tcp, shm) = ("[[namespace]]", "[[listen]]\ntransport = \"shm\"\npath = \"/run/a\"\n");
+    let both = GOOD.replacen(tcp, &format!("{shm}mode = \"0660\"\n{tcp}"), 1);
+    assert_eq!(messages(&both, 2), [""; 0]);
+    let same = both.replacen("[daemon]", "[daemon]\nadmin_socket = \"/run/a.1\"", 1);
+    assert_eq!(
+        messages(&same, 2),
+        ["f.toml:13: listener /run/a takes the path of the admin socket; write another path"]
     );
 }
 

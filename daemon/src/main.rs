@@ -2,7 +2,7 @@
 
 use anyhow::{Context, anyhow, bail};
 use clap::{ArgGroup, Parser};
-use forebay_config::{Config, LogFormat};
+use forebay_config::{Config, Listen, LogFormat};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -72,7 +72,7 @@ fn configure(arguments: &Arguments) -> anyhow::Result<Config> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut config = Config::embedded(folder);
     if let Some(address) = arguments.listen {
-        config.listeners.iter_mut().for_each(|listen| listen.address = address);
+        config.listeners = vec![Listen::Tcp { address }];
     }
     Ok(config)
 }

@@ -4,9 +4,10 @@
 //! claim panics with what was expected and the seed. A transport brings a [`Wire`]: itself, peers
 //! that speak its language ([`StreamPeer`] does for byte streams), and a clock.
 
+use crate::client::{Lent, Stream};
 use crate::pdu::{
     COMMON_HEADER_BYTES, Command, CommonHeader, Data, GoAway, GoAwayReason, Opcode, Outcome,
-    PduType, Ping, ReadyToTransfer, Response,
+    PduType, Ping, ReadyToTransfer, Response, response_flags,
 };
 use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
 use crate::{Buffer, Status};
@@ -86,6 +87,16 @@ pub trait Peer {
     fn received(&mut self) -> Vec<Vec<u8>>;
     /// The connection is over.
     fn is_closed(&self) -> bool;
+}
+
+/// A [`Peer`] that lends the server memory.
+pub trait MemoryPeer: Peer {
+    /// Memory that holds `bytes`.
+    fn share(&mut self, bytes: &[u8]) -> RemoteMemory;
+    /// What is in it now.
+    fn look(&mut self, memory: RemoteMemory) -> Vec<u8>;
+    /// Memory that this peer does not have, of `length` bytes.
+    fn elsewhere(&mut self, length: u32) -> Vec<RemoteMemory>;
 }
 
 /// A transport under test, fresh, with [`CONNECTIONS_MAX`], and the world around it.
@@ -230,6 +241,32 @@ impl<S: Read + Write> Peer for StreamPeer<S> {
     }
 }
 
+impl<S: Stream> MemoryPeer for StreamPeer<S> {
+    fn share(&mut self, bytes: &[u8]) -> RemoteMemory {
+        let memory = self.stream.memory().expect("a stream whose peer lends memory");
+        let lent = memory.lend(bytes.len()).expect("an area with room");
+        memory.put(lent, 0, bytes);
+        RemoteMemory { address: lent.address, key: lent.key, length: lent.bytes }
+    }
+
+    fn look(&mut self, memory: RemoteMemory) -> Vec<u8> {
+        let RemoteMemory { address, key, length: bytes } = memory;
+        let mut found = vec![0; bytes as usize];
+        let memory = self.stream.memory().expect("a stream whose peer lends memory");
+        memory.get(Lent { address, key, bytes }, 0, &mut found);
+        found
+    }
+
+    fn elsewhere(&mut self, length: u32) -> Vec<RemoteMemory> {
+        let here = self.share(&vec![0; length as usize]);
+        let far = [1 << 40, u64::MAX, u64::MAX - u64::from(length), i64::MAX as u64];
+        let mut found: Vec<_> =
+            far.into_iter().map(|address| RemoteMemory { address, ..here }).collect();
+        found.push(RemoteMemory { key: here.key + 1, ..here });
+        found
+    }
+}
+
 /// What a transport has reported.
 #[derive(Debug, PartialEq, Eq)]
 enum Event {
@@ -288,6 +325,24 @@ pub fn run<W: Wire>(make: &mut dyn FnMut() -> W, seed: u64) {
         a_slot_is_used_again_under_a_new_generation,
         a_flood_on_one_connection_does_not_stop_the_others,
     ];
+    hold(&claims, make, seed);
+}
+
+/// [`run`]'s like, for transports whose peers lend memory.
+///
+/// # Panics
+/// At the first guarantee that does not hold.
+pub fn run_memory<W: Wire<Peer: MemoryPeer>>(make: &mut dyn FnMut() -> W, seed: u64) {
+    let claims: [fn(&mut Rig<W>); 4] = [
+        a_push_lands_in_the_peers_memory,
+        a_pull_takes_what_is_in_the_peers_memory,
+        data_that_the_memory_does_not_hold_stands_behind_its_response,
+        memory_that_is_not_the_peers_ends_its_connection_and_no_other,
+    ];
+    hold(&claims, make, seed);
+}
+
+fn hold<W: Wire>(claims: &[fn(&mut Rig<W>)], make: &mut dyn FnMut() -> W, seed: u64) {
     for claim in claims {
         let mut rig = Rig {
             wire: make(),
@@ -675,4 +730,111 @@ fn a_flood_on_one_connection_does_not_stop_the_others<W: Wire>(rig: &mut Rig<W>)
     });
     let between = rig.recorder.events.len() - before;
     assert!(between < 300, "seed {}: {between} PDUs of the flood came first", rig.seed);
+}
+
+/// Response `cid` with `data` in two pieces.
+fn push<W: Wire>(rig: &mut Rig<W>, conn: ConnId, cid: u16, data: &[u8], into: RemoteMemory) {
+    let (first, second) = data.split_at(data.len() / 2);
+    let payloads = [first, second].map(|part| {
+        let buffer = rig.buffers.holding([b"xx", part, b"yyy"].concat());
+        Payload { buffer, range: 2..2 + part.len() }
+    });
+    let response = response(cid, data.len());
+    rig.wire.transport().push(conn, response.as_bytes(), into, &mut payloads.into_iter());
+}
+
+fn a_push_lands_in_the_peers_memory<W: Wire<Peer: MemoryPeer>>(rig: &mut Rig<W>) {
+    let (mut peer, conn) = rig.peer();
+    let mut expected = Vec::new();
+    for cid in 0..40 {
+        let length = rig.rng.usize(1..if cid % 10 == 0 { 4 << 20 } else { 20_000 });
+        let spare = rig.rng.usize(..100);
+        let into = peer.share(&vec![0xEE; length + spare]);
+        let data = rig.bytes(length);
+        push(rig, conn, cid, &data, into);
+        expected.push((cid, into, [data, vec![0xEE; spare]].concat()));
+    }
+    let mut received = Vec::new();
+    rig.until("all responses", &mut [&mut peer], |_, peers| {
+        received.append(&mut peers[0].received());
+        received.len() >= expected.len()
+    });
+    for (pdu, (cid, into, memory)) in received.iter().zip(expected) {
+        let outcome = Response::parse(pdu).expect("a response, and nothing behind it");
+        assert_eq!(
+            (outcome.cid, outcome.flags),
+            (cid, response_flags::PLACED),
+            "seed {}",
+            rig.seed
+        );
+        assert!(peer.look(into) == memory, "seed {}: other bytes in the memory", rig.seed);
+    }
+    assert_eq!(rig.buffers.live(), 0, "the payloads have left");
+}
+
+fn a_pull_takes_what_is_in_the_peers_memory<W: Wire<Peer: MemoryPeer>>(rig: &mut Rig<W>) {
+    let (mut peer, conn) = rig.peer();
+    let mut expected = Vec::new();
+    for cid in 0..40 {
+        let length = rig.rng.usize(1..if cid % 10 == 0 { 4 << 20 } else { 20_000 });
+        let data = rig.bytes(length);
+        let from = peer.share(&data);
+        let buffer = rig.buffers.holding(vec![0xEE; length + 3]);
+        rig.wire.transport().pull(conn, cid, from, buffer);
+        expected.push(Event::Pulled(conn, cid, [&data[..], &[0xEE; 3]].concat(), true));
+    }
+    rig.until("all pulls", &mut [&mut peer], |rig, _| rig.pulled().len() >= expected.len());
+    rig.settle(&mut [&mut peer]);
+    assert!(rig.recorder.events == expected, "seed {}: other bytes, or ends", rig.seed);
+    assert!(peer.received().is_empty(), "nothing was asked of the peer");
+}
+
+fn data_that_the_memory_does_not_hold_stands_behind_its_response<W: Wire<Peer: MemoryPeer>>(
+    rig: &mut Rig<W>,
+) {
+    let (mut peer, conn) = rig.peer();
+    let into = peer.share(&[0xEE; 99]);
+    let data = rig.bytes(100);
+    push(rig, conn, 1, &data, into);
+    push(rig, conn, 2, &[], into);
+    let mut received = Vec::new();
+    rig.until("both responses", &mut [&mut peer], |_, peers| {
+        received.append(&mut peers[0].received());
+        received.len() == 2
+    });
+    assert_eq!(received[0], [response(1, 100).as_bytes(), &data].concat());
+    assert_eq!(received[1], response(2, 0).as_bytes());
+    assert_eq!(peer.look(into), [0xEE; 99]);
+}
+
+fn memory_that_is_not_the_peers_ends_its_connection_and_no_other<W: Wire<Peer: MemoryPeer>>(
+    rig: &mut Rig<W>,
+) {
+    let (mut good, other) = rig.peer();
+    let count = good.elsewhere(5000).len() * 2;
+    for number in 0..count {
+        rig.recorder.events.clear();
+        let (mut peer, conn) = rig.peer();
+        let wrong = peer.elsewhere(5000)[number / 2];
+        if number % 2 == 0 {
+            push(rig, conn, 1, &[7; 5000], wrong);
+        } else {
+            let buffer = rig.buffers.holding(vec![0xEE; 5000]);
+            rig.wire.transport().pull(conn, 1, wrong, buffer);
+        }
+        let reason = rig.closed(conn, &mut [&mut peer, &mut good]);
+        assert!(matches!(reason, CloseReason::Protocol(_)), "{wrong:?}: {reason:?}");
+        let pulls = rig.pulled();
+        let given_back = [&Event::Pulled(conn, 1, vec![0xEE; 5000], false)];
+        assert_eq!(pulls, if number % 2 == 0 { &[][..] } else { &given_back[..] }, "{wrong:?}");
+        rig.until("the peer to see it", &mut [&mut peer], |_, peers| peers[0].is_closed());
+        assert_eq!(rig.buffers.live(), 0, "{wrong:?}");
+    }
+    let data = rig.bytes(3000);
+    let into = good.share(&[0; 3000]);
+    push(rig, other, 9, &data, into);
+    rig.until("the good peer's response", &mut [&mut good], |_, peers| {
+        !peers[0].received().is_empty()
+    });
+    assert_eq!(good.look(into), data);
 }

@@ -10,7 +10,7 @@
 //!
 //! On a byte stream, `pull` sends R2T and receives DATA straight into the buffer, and `push` frames
 //! the data behind the response. On RDMA ([`crate::rdma`]) they are the server's READ and WRITE against
-//! the [`RemoteMemory`] that the client registered.
+//! the [`RemoteMemory`] that the client registered; on shared memory, a copy out of and into it.
 
 use crate::Buffer;
 use std::ops::Range;
@@ -29,9 +29,10 @@ pub struct ConnId {
 pub struct RemoteMemory {
     /// Address in the client's memory (unused on a byte stream).
     pub address: u64,
-    /// The key of the client's memory region (unused on a byte stream).
+    /// The key of the client's memory region (unused on a byte stream). 0: the client names no
+    /// memory, and the data moves with the PDUs.
     pub key: u32,
-    /// Bytes.
+    /// Bytes that the client sends, or the most that an answer may have there.
     pub length: u32,
 }
 
@@ -119,5 +120,62 @@ pub trait Transport {
     /// A descriptor that turns readable when `poll` has something to do, for a reactor that sleeps.
     fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         None
+    }
+
+    /// The reactor is about to wait for `wait_fd`: from now until the next `poll`, whatever comes
+    /// turns it readable. `false`: something has come already, so `poll` first.
+    fn may_sleep(&mut self) -> bool {
+        true
+    }
+}
+
+/// Any transport behind a pointer, for a reactor that serves several kinds.
+impl<T: Transport + ?Sized> Transport for Box<T> {
+    type Buffer = T::Buffer;
+
+    fn poll(&mut self, now_us: u64, sink: &mut dyn Sink<Self::Buffer>) -> bool {
+        (**self).poll(now_us, sink)
+    }
+
+    fn send(&mut self, conn: ConnId, pdu: &[u8]) {
+        (**self).send(conn, pdu);
+    }
+
+    fn push(
+        &mut self,
+        conn: ConnId,
+        pdu: &[u8],
+        remote: RemoteMemory,
+        payloads: &mut dyn Iterator<Item = Payload<Self::Buffer>>,
+    ) {
+        (**self).push(conn, pdu, remote, payloads);
+    }
+
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: Self::Buffer) {
+        (**self).pull(conn, cid, remote, buffer);
+    }
+
+    fn close(&mut self, conn: ConnId, abort: bool) {
+        (**self).close(conn, abort);
+    }
+
+    fn flush(&mut self, now_us: u64) {
+        (**self).flush(now_us);
+    }
+
+    fn is_flushed(&self) -> bool {
+        (**self).is_flushed()
+    }
+
+    fn next_deadline_us(&self) -> Option<u64> {
+        (**self).next_deadline_us()
+    }
+
+    fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        (**self).wait_fd()
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        (**self).may_sleep()
     }
 }

@@ -1,6 +1,7 @@
-//! Both byte-stream transports pass the suite of the seam.
+//! Every transport passes the suite of the seam.
 
-use forebay_fabric::conformance::{CONNECTIONS_MAX, Counted, StreamPeer, Wire, run};
+use forebay_fabric::conformance::{CONNECTIONS_MAX, Counted, StreamPeer, Wire, run, run_memory};
+use forebay_fabric::shm::{Shm, ShmStream};
 use forebay_fabric::stream::sim::{SimListener, SimNet, SimProfile, SimStream};
 use forebay_fabric::stream::tcp::{Tcp, tune};
 use forebay_fabric::stream::{StreamConfig, StreamTransport};
@@ -89,4 +90,43 @@ fn tcp_conforms() {
         TcpWire { address, transport: StreamTransport::new(tcp, config()), now_us: 0 }
     };
     run(&mut make, 5);
+}
+
+struct ShmWire {
+    folder: tempfile::TempDir,
+    transport: StreamTransport<Shm, Counted>,
+    now_us: u64,
+}
+
+impl ShmWire {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let shm = Shm::bind(&folder.path().join("shm"), 0, 0o600).expect("the path is free");
+        Self { folder, transport: StreamTransport::new(shm, config()), now_us: 0 }
+    }
+}
+
+impl Wire for ShmWire {
+    type Transport = StreamTransport<Shm, Counted>;
+    type Peer = StreamPeer<ShmStream>;
+
+    fn transport(&mut self) -> &mut Self::Transport {
+        &mut self.transport
+    }
+
+    fn connect(&mut self) -> Self::Peer {
+        let path = self.folder.path().join("shm.0");
+        StreamPeer::new(ShmStream::connect(&path).expect("somebody listens"))
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.now_us += 10;
+        self.now_us
+    }
+}
+
+#[test]
+fn shared_memory_conforms() {
+    run(&mut ShmWire::new, 6);
+    run_memory(&mut ShmWire::new, 7);
 }

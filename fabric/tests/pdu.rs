@@ -102,6 +102,8 @@ fn commands_and_responses_have_their_golden_bytes() {
     assert_bytes(&store(), STORE);
     assert_bytes(&batch(), BATCH);
     assert_bytes(Response::new(&outcome()).as_bytes(), RESPONSE);
+    let placed = Response::placed(Response::new(&outcome()).as_bytes(), 0x20).unwrap();
+    assert_bytes(placed.as_bytes(), PLACED);
     assert_bytes(ItemResult::new(Status::NotFound, 0, 1, 2).as_bytes(), ITEM_RESULT);
     let mut list = [0; 9];
     assert_eq!(ListEntry { key: b"key", value_length: 4096 }.encode(&mut list), Some(9));
@@ -202,6 +204,23 @@ fn an_endpoint_without_an_address_is_where_the_client_has_connected_to() {
     let [known, unknown] = [0, 1].map(|i| welcome().endpoints[i].socket_address(reached));
     assert_eq!(known, SocketAddr::from(([127, 0, 0, 1], 7000)));
     assert_eq!(unknown, SocketAddr::from(([192, 168, 1, 9], 7001)));
+}
+
+#[test]
+fn an_endpoint_over_shared_memory_is_a_number() {
+    let zero = "0000000000000000 0000000000000000";
+    assert_bytes(Endpoint::shm(3).as_bytes(), &format!("{zero} 0300 0300 0300 0000"));
+}
+
+#[test]
+fn a_response_is_placed_only_where_its_data_fits() {
+    let response = Response::new(&outcome());
+    assert!(Response::placed(response.as_bytes(), 0x1f).is_none());
+    let placed = Response::placed(response.as_bytes(), u32::MAX).unwrap();
+    let flags = response_flags::ITEMS | response_flags::PLACED;
+    assert_eq!(Response::parse(placed.as_bytes()), Ok(Outcome { flags, ..outcome() }));
+    let empty = Response::new(&Outcome { data_length: 0, ..outcome() });
+    assert!(Response::placed(empty.as_bytes(), 0x20).is_none(), "there is nothing to place");
 }
 
 /// One valid PDU of each kind.
@@ -426,6 +445,8 @@ const BATCH: &str = "
     0700000000000000 0900000000000000 0a000000 00000000 616262";
 const RESPONSE: &str = "
     11 01 0500 40000000 0500 2000 20000000 2211000000000000 ddccbbaa 6aeaa74d";
+const PLACED: &str = "
+    11 03 0500 20000000 0500 2000 20000000 2211000000000000 ddccbbaa 234d14e2";
 const ITEM_RESULT: &str = "0100 0000 00000000 01000000 02000000";
 const R2T: &str = "13 00 0500 18000000 00000000 00100000 00000000 83595fae";
 const DATA: &str = "12 00 0500 18100000 00000000 00100000 00000000 08489afd";

@@ -70,6 +70,14 @@ impl fmt::Display for PciAddress {
     }
 }
 
+/// Whether a function with this driver may stay in an IOMMU group that a process drives: VFIO's own drivers
+/// (vfio-pci and those made of it for one kind of device), and those that do no DMA (the kernel's VFIO
+/// documentation, "Groups, Devices, and IOMMUs").
+#[must_use]
+pub fn shares_vfio_group(driver: &str) -> bool {
+    driver.ends_with("vfio-pci") || matches!(driver, "pci-stub" | "pcieport")
+}
+
 /// The system's view of its PCI functions.
 #[derive(Clone, Debug)]
 pub struct Sysfs {

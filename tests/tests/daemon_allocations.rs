@@ -1,26 +1,26 @@
 //! A command allocates nothing on its way through the daemon: counted on a reactor's own thread, over
-//! real TCP and io_uring, while a client in another thread keeps it busy.
+//! real TCP, shared memory and io_uring, while a client in another thread keeps it busy.
 #![expect(clippy::unwrap_used, reason = "a test: what fails, fails here")]
 
 use bytes::Bytes;
+use forebay_config::Listen;
 use forebay_fabric::Status;
 use forebay_fabric::client::{
-    ClientConfig, NamespaceId, Pipeline, Request, RetrieveItem, StoreItem,
+    Address, ClientConfig, NamespaceId, Pipeline, Request, RetrieveItem, StoreItem,
 };
-use forebay_fabric::pdu::{CAPSULE_BYTES_DEFAULT, Endpoint};
+use forebay_fabric::pdu::CAPSULE_BYTES_DEFAULT;
 use forebay_fabric::server::{Server, ServerConfig};
-use forebay_fabric::stream::tcp::Tcp;
-use forebay_fabric::stream::{StreamConfig, StreamTransport};
+use forebay_fabric::stream::StreamConfig;
 use forebay_nvme::uring::UringDevice;
-use forebay_nvme::{Arena, BlockQueue, DmaBuf};
+use forebay_nvme::{Arena, BlockQueue};
 use forebayd::catalog;
 use forebayd::mailbox;
 use forebayd::reactor::{Clock, Core, Parts, Reactor};
+use forebayd::runtime::listening::{Bound, Listening, Wire};
 use forebayd::service::{Context, Setup};
 use forebayd::store::geometry::FormatOptions;
 use forebayd::store::pool::{self, Identity};
 use forebayd::store::{Class, Namespace, Usage};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,10 +33,8 @@ const WARM: u64 = 4_000;
 /// Commands that are counted.
 const COUNTED: u64 = 4_000;
 
-type TcpReactor = Reactor<StreamTransport<Tcp, DmaBuf>>;
-
-/// A reactor that serves a blank device in `folder`, and where.
-fn reactor(folder: &Path, clock: Clock) -> (TcpReactor, SocketAddr) {
+/// A reactor that serves a blank device in `folder` to the clients of `bound`.
+fn reactor(folder: &Path, clock: Clock, bound: Bound) -> Reactor<Wire> {
     let device = UringDevice::open(&folder.join("device"), Some(1 << 30)).unwrap();
     let memory = Arena::on_demand(64 << 20).unwrap().pool();
     let queues =
@@ -79,8 +77,6 @@ fn reactor(folder: &Path, clock: Clock) -> (TcpReactor, SocketAddr) {
         slots: 256,
     };
     let cx = Context::new(&core, setup);
-    let tcp = Tcp::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = tcp.local_addr().unwrap();
     let config = ServerConfig {
         queue_depth: 64,
         capsule_bytes: CAPSULE_BYTES_DEFAULT as u32,
@@ -92,10 +88,10 @@ fn reactor(folder: &Path, clock: Clock) -> (TcpReactor, SocketAddr) {
         reactor: 0,
         catalog_reactor: 0,
         shard_map,
-        endpoints: vec![Endpoint::tcp(0, address)],
+        endpoints: vec![bound.endpoint],
     };
-    let server = Server::new(StreamTransport::new(tcp, StreamConfig::default()), config);
-    (Reactor::new(core, cx, vec![server]), address)
+    let server = Server::new(bound.listening.serve(StreamConfig::default()), config);
+    Reactor::new(core, cx, vec![server])
 }
 
 /// What the client does over and over.
@@ -130,7 +126,7 @@ fn submit(client: &mut Pipeline, work: Work, turn: u64, bytes: &Bytes) -> bool {
 }
 
 /// Keeps 32 commands in flight until told to stop.
-fn load(address: SocketAddr, work: Work, ended: &AtomicU64, stop: &AtomicBool) {
+fn load(address: Address, work: Work, ended: &AtomicU64, stop: &AtomicBool) {
     let mut client = Pipeline::connect(ClientConfig::new(vec![address])).unwrap();
     let bytes = Bytes::from(vec![7; 256 << 10]);
     let (mut done, mut turn) = (Vec::new(), 0);
@@ -147,7 +143,8 @@ fn load(address: SocketAddr, work: Work, ended: &AtomicU64, stop: &AtomicBool) {
     }
 }
 
-fn allocations(reactor: &mut TcpReactor, clock: Clock, address: SocketAddr, work: Work) -> u64 {
+fn allocations(reactor: &mut Reactor<Wire>, clock: Clock, address: &Address, work: Work) -> u64 {
+    let address = address.clone();
     let (ended, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let client = {
         let (ended, stop) = (ended.clone(), stop.clone());
@@ -172,10 +169,26 @@ fn allocations(reactor: &mut TcpReactor, clock: Clock, address: SocketAddr, work
 }
 
 #[test]
-fn commands_allocate_nothing() {
+fn commands_over_tcp_allocate_nothing() {
     let folder = tempfile::tempdir().unwrap();
+    let address = "127.0.0.1:0".parse().unwrap();
+    let bound = Listening::bind(&Listen::Tcp { address }, 0).unwrap();
+    let address = bound.shown.parse().unwrap();
+    nothing_is_allocated(folder.path(), bound, &address);
+}
+
+#[test]
+fn commands_over_shared_memory_allocate_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shm");
+    let address = Address::shm(&path);
+    let bound = Listening::bind(&Listen::Shm { path, mode: 0o600 }, 0).unwrap();
+    nothing_is_allocated(folder.path(), bound, &address);
+}
+
+fn nothing_is_allocated(folder: &Path, bound: Bound, address: &Address) {
     let clock = Clock::start();
-    let (mut reactor, address) = reactor(folder.path(), clock);
+    let mut reactor = reactor(folder, clock, bound);
     for work in [
         Work::Store(4096),
         Work::Retrieve(4096),

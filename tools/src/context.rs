@@ -3,10 +3,11 @@
 use crate::cli::{Globals, Output};
 use crate::exit::{Code, Failure};
 use crate::progress::Progress;
-use forebay_fabric::client::{Client, ClientConfig, ClientError};
+use forebay_fabric::client::{Address, Client, ClientConfig, ClientError};
 use serde::Serialize;
 use std::io::{self, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
+use std::path::Path;
 
 /// The global options, resolved when they are needed.
 pub(crate) struct Context {
@@ -24,14 +25,18 @@ impl Context {
     }
 
     /// The addresses in `--server`.
-    pub(crate) fn addresses(&self) -> anyhow::Result<Vec<SocketAddr>> {
+    pub(crate) fn addresses(&self) -> anyhow::Result<Vec<Address>> {
         let mut addresses = Vec::new();
-        for part in self.globals.server.split(',') {
-            let found = part.trim().to_socket_addrs().map_err(|error| {
-                let what = format!("--server {part}: {error}; write ADDRESS:PORT");
+        for part in self.globals.server.split(',').map(str::trim) {
+            if let Some(path) = part.strip_prefix("shm:").filter(|path| !path.is_empty()) {
+                addresses.push(Address::shm(Path::new(path)));
+                continue;
+            }
+            let found = part.to_socket_addrs().map_err(|error| {
+                let what = format!("--server {part}: {error}; write ADDRESS:PORT or shm:PATH");
                 Failure::new(Code::Usage, what)
             })?;
-            addresses.extend(found);
+            addresses.extend(found.map(Address::Tcp));
         }
         Ok(addresses)
     }

@@ -1,7 +1,7 @@
 //! The command against a real daemon over TCP. The daemon is this test's own executable, started
 //! again to run nothing but [`the_daemon_itself`]: no other binary has to be built first.
 
-use forebay_config::Config;
+use forebay_config::{Config, Listen};
 use serde_json::Value;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -21,7 +21,9 @@ fn the_daemon_itself() {
     config.devices[0].size_bytes = Some(512 << 20);
     config.daemon.arena_bytes = 64 << 20;
     config.daemon.index_bytes = 16 << 20;
-    config.listeners[0].address = std::env::var(LISTEN).unwrap().parse().unwrap();
+    let address = std::env::var(LISTEN).unwrap().parse().unwrap();
+    let path = folder.join("shm");
+    config.listeners = vec![Listen::Tcp { address }, Listen::Shm { path, mode: 0o600 }];
     forebayd::runtime::run(&config).unwrap();
 }
 
@@ -218,4 +220,74 @@ fn inspect_finds_the_keys_that_the_daemon_wrote() {
     assert_eq!(byte[0], value.as_bytes()[50_000]);
     media.write_all_at(&[byte[0] ^ 1], offset + 50_000).unwrap();
     assert_eq!(key("large", "default", 6)["sound"], false);
+}
+
+/// The daemon's place in its own memory and among its descriptors.
+fn footprint(daemon: &Daemon) -> (u64, u64, usize, usize) {
+    let reactor = reactor(daemon);
+    let free = reactor["memory_free_bytes"].as_u64().expect("what the daemon and the kernel tell");
+    let open = reactor["listeners"][1]["connections_open"]
+        .as_u64()
+        .expect("what the daemon and the kernel tell");
+    let proc = PathBuf::from(format!("/proc/{}", daemon.child.id()));
+    let descriptors =
+        std::fs::read_dir(proc.join("fd")).expect("what the daemon and the kernel tell").count();
+    let maps =
+        std::fs::read_to_string(proc.join("maps")).expect("what the daemon and the kernel tell");
+    (free, open, descriptors, maps.matches("memfd:forebay").count())
+}
+
+fn reactor(daemon: &Daemon) -> Value {
+    let socket = daemon.folder.path().join("admin.sock");
+    let status = daemon.json(&["status", "--admin", text(&socket)], 0);
+    status["reactors"][0].clone()
+}
+
+fn requests(daemon: &Daemon) -> u64 {
+    reactor(daemon)["listeners"][1]["requests"]
+        .as_u64()
+        .expect("what the daemon and the kernel tell")
+}
+
+#[test]
+fn clients_over_shared_memory_killed_at_work_leave_nothing_behind() {
+    let daemon = Daemon::start();
+    let shm = format!("shm:{}", text(&daemon.folder.path().join("shm")));
+    let perf = |op: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+        command.args(["--server", &shm, "perf", "--op", op, "--value-size", "64KiB"]);
+        command.args(["--keys", "200", "--depth", "64", "--warmup", "0"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let filled = perf("exist").args(["--prefill", "--ops", "1"]).status().unwrap();
+    assert!(filled.success());
+    let settled = |expected: Option<(u64, u64, usize, usize)>| {
+        let mut found = footprint(&daemon);
+        for _ in 0..300 {
+            if found.1 == 0 && found.3 == 0 && expected.is_none_or(|expected| expected == found) {
+                break;
+            }
+            found = footprint(&daemon);
+        }
+        found
+    };
+    let before = settled(None);
+    for round in 0..100 {
+        let mut perf = perf(if round % 2 == 0 { "store" } else { "retrieve" });
+        let seen = requests(&daemon);
+        let mut client = perf.args(["--duration", "60"]).spawn().unwrap();
+        // From then on it keeps 64 in flight.
+        while requests(&daemon) < seen + 80 {
+            assert!(client.try_wait().unwrap().is_none(), "the client ended by itself");
+        }
+        client.kill().unwrap();
+        client.wait().unwrap();
+    }
+    assert_eq!(settled(Some(before)), before, "arena, connections, descriptors, mappings");
+    let good = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .args(["--server", &shm, "kv", "put", "a", "hello"])
+        .status();
+    assert!(good.unwrap().success());
+    assert_eq!(daemon.json(&["kv", "get", "a"], 0)["value"], "hello", "the same store over TCP");
 }

@@ -52,7 +52,7 @@ impl<T: Transport<Buffer = DmaBuf>> Reactor<T> {
     }
 
     /// Sleeps until there is work or the next deadline.
-    fn sleep(&self, sleeper: &Sleeper, now: Now) -> nix::Result<()> {
+    fn sleep(&mut self, sleeper: &Sleeper, now: Now) -> nix::Result<()> {
         let deadline_us = self.next_deadline_us().unwrap_or(u64::MAX);
         let longest_us = deadline_us.saturating_sub(now.us).min(LONGEST_SLEEP_US);
         if !self.core.disk.wait_fds(|_| {}) {
@@ -61,7 +61,8 @@ impl<T: Transport<Buffer = DmaBuf>> Reactor<T> {
             std::thread::yield_now();
             return Ok(());
         }
-        if longest_us == 0 || !self.core.ready.is_empty() || !self.mailbox.may_sleep() {
+        let awake = self.servers.iter_mut().any(|server| !server.may_sleep());
+        if longest_us == 0 || awake || !self.core.ready.is_empty() || !self.mailbox.may_sleep() {
             return Ok(());
         }
         self.cx.counters.sleeps.bump();

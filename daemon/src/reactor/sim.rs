@@ -16,7 +16,7 @@ use crate::service::{Chunks, Context, Setup};
 use crate::store::geometry::FormatOptions;
 use crate::store::pool::{self, Identity, OpenError};
 use crate::store::{Namespace, RecoveryError, Usage};
-use forebay_fabric::client::{Connector, Slot};
+use forebay_fabric::client::{Address, Connector, Slot};
 use forebay_fabric::pdu::{CAPSULE_BYTES_DEFAULT, Endpoint};
 use forebay_fabric::server::{Server, ServerConfig};
 use forebay_fabric::stream::sim::{SimListener, SimNet, SimStream};
@@ -256,8 +256,8 @@ pub struct SimConnector {
 impl Connector for SimConnector {
     type Stream = SimStream;
 
-    fn connect(&mut self, address: SocketAddr) -> io::Result<SimStream> {
-        self.net.connect(address)
+    fn connect(&mut self, address: &Address) -> io::Result<SimStream> {
+        self.net.connect(address.tcp()?)
     }
 
     fn wait(&mut self, slots: &[Slot<SimStream>], timeout_us: u64) -> io::Result<()> {

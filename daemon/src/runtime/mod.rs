@@ -11,6 +11,7 @@
 
 pub mod devices;
 pub mod events;
+pub mod listening;
 pub mod nvme;
 pub mod thread;
 
@@ -28,12 +29,11 @@ use events::{Event, Events, Inbox};
 use forebay_config::Config;
 use forebay_fabric::pdu::{CAPSULE_BYTES_DEFAULT, Endpoint};
 use forebay_fabric::server::ServerConfig;
-use forebay_fabric::stream::tcp::Tcp;
 use forebay_nvme::{Arena, ArenaError};
+use listening::Listening;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nvme::Drive;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use thread::{Berth, CATALOG_REACTOR, Order};
@@ -59,11 +59,11 @@ pub enum RunError {
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// A port.
-    #[error("cannot listen on {address}: {source}; write another address in [[listen]]")]
+    /// A port, or a socket's path.
+    #[error("cannot listen on {address}: {source}; write another one in [[listen]]")]
     Listen {
         /// Where.
-        address: SocketAddr,
+        address: String,
         /// What the system said.
         source: std::io::Error,
     },
@@ -192,7 +192,7 @@ fn namespace(from: &forebay_config::Namespace) -> Namespace {
 /// How far the daemon is.
 #[derive(Debug, Default)]
 struct State {
-    listening: Vec<SocketAddr>,
+    listening: Vec<String>,
     table: Table,
     recovered: usize,
     keys: usize,
@@ -289,18 +289,18 @@ impl Daemon {
     /// Binds every listener of every reactor, so that each can tell of all, and has them serve.
     fn listen(&mut self, config: &Config) -> Result<(), RunError> {
         let count = self.reactors.len() as u16;
-        let mut orders: Vec<Vec<(Tcp, ServerConfig)>> = (0..count).map(|_| Vec::new()).collect();
+        let mut orders: Vec<Vec<(Listening, ServerConfig)>> =
+            (0..count).map(|_| Vec::new()).collect();
         let incarnation = *uuid::Uuid::new_v4().as_bytes();
         for listen in &config.listeners {
-            let bound = (0..count).map(|reactor| bind(listen.address_of(reactor)));
+            let bound = (0..count).map(|reactor| Listening::bind(listen, reactor));
             let bound = bound.collect::<Result<Vec<_>, _>>()?;
-            let endpoints = bound.iter().zip(0..);
-            let endpoints = endpoints.map(|((_, address), n)| Endpoint::tcp(n, *address)).collect();
+            let endpoints = bound.iter().map(|bound| bound.endpoint).collect();
             let common = self.server_config(config, endpoints, incarnation);
-            for ((tcp, address), reactor) in bound.into_iter().zip(0..) {
-                self.state.listening.push(address);
+            for (bound, reactor) in bound.into_iter().zip(0..) {
+                self.state.listening.push(bound.shown);
                 orders[usize::from(reactor)]
-                    .push((tcp, ServerConfig { reactor, ..common.clone() }));
+                    .push((bound.listening, ServerConfig { reactor, ..common.clone() }));
             }
         }
         for (reactor, listeners) in self.reactors.iter().zip(orders) {
@@ -309,8 +309,8 @@ impl Daemon {
                 log::debug!("a reactor has ended already, and says why itself");
             }
         }
-        let shown: Vec<_> = self.state.listening.iter().map(ToString::to_string).collect();
-        log::info!("ready: {} with {} keys", shown.join(", "), self.state.keys);
+        let shown = self.state.listening.join(", ");
+        log::info!("ready: {shown} with {} keys", self.state.keys);
         Ok(())
     }
 
@@ -418,13 +418,6 @@ impl Daemon {
     }
 }
 
-fn bind(address: SocketAddr) -> Result<(Tcp, SocketAddr), RunError> {
-    let failed = |source| RunError::Listen { address, source };
-    let tcp = Tcp::bind(address).map_err(failed)?;
-    let address = tcp.local_addr().map_err(failed)?;
-    Ok((tcp, address))
-}
-
 fn status(addresses: &[Address], clock: Clock, pool: &store::Pool, state: &State) -> Value {
     let (reply_to, replies) = ReplyTo::new(addresses.len());
     let notice = Notice::Report(reply_to);
@@ -439,7 +432,7 @@ fn status(addresses: &[Address], clock: Clock, pool: &store::Pool, state: &State
         "pool": uuid::Uuid::from_bytes(*pool.uuid()).to_string(),
         "uptime_s": clock.now().us / 1_000_000,
         "phase": if draining { "draining" } else { "serving" },
-        "addresses": state.listening.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "addresses": state.listening,
         "reactors": reports.into_iter().map(|report| report.json).collect::<Vec<_>>(),
     })
 }

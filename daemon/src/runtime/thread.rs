@@ -2,6 +2,7 @@
 
 use super::devices::{Media, QueueError};
 use super::events::{Event, Events};
+use super::listening::{Listening, Wire};
 use crate::catalog::{self, CatalogError, Table};
 use crate::checkpoint::{self, Limits};
 use crate::reactor::mail::Seat;
@@ -11,9 +12,8 @@ use crate::store::{self, Namespace, RecoveryError, Usage};
 use crossbeam_channel::Receiver;
 use forebay_fabric::Status;
 use forebay_fabric::server::{Server, ServerConfig};
-use forebay_fabric::stream::tcp::Tcp;
-use forebay_fabric::stream::{StreamConfig, StreamTransport};
-use forebay_nvme::{DmaBuf, PoolSeed};
+use forebay_fabric::stream::StreamConfig;
+use forebay_nvme::PoolSeed;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::rc::Rc;
@@ -60,7 +60,7 @@ pub struct Order {
     /// The namespaces of the pool.
     pub namespaces: Table,
     /// What each listener listens on, and grants.
-    pub listeners: Vec<(Tcp, ServerConfig)>,
+    pub listeners: Vec<(Listening, ServerConfig)>,
 }
 
 /// Why a reactor does not serve.
@@ -140,10 +140,10 @@ fn close(mut core: Core, clock: &mut dyn FnMut() -> Now) {
     core.drive(clock, async move { store.checkpoint_all().await });
 }
 
-fn serve(listener: Tcp, config: ServerConfig) -> Server<StreamTransport<Tcp, DmaBuf>> {
+fn serve(listening: Listening, config: ServerConfig) -> Server<Wire> {
     let connections_max = config.connections_max;
     let stream = StreamConfig { connections_max, ..StreamConfig::default() };
-    Server::new(StreamTransport::new(listener, stream), config)
+    Server::new(listening.serve(stream), config)
 }
 
 fn open_checkpoints(

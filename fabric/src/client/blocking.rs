@@ -3,7 +3,7 @@
 use super::error::ClientError;
 use super::pipeline::{Connector, Pipeline};
 use super::request::{Done, ItemDone, NamespaceId, Request, RetrieveItem, StoreItem, Target};
-use super::tcp::TcpConnector;
+use super::system::SystemConnector;
 use super::{ClientConfig, Status};
 use crate::pdu::{ListEntries, Opcode};
 use bytes::Bytes;
@@ -44,7 +44,7 @@ pub struct Answer {
 }
 
 /// A client whose every call waits for its answer; see the module.
-pub struct Client<C: Connector = TcpConnector> {
+pub struct Client<C: Connector = SystemConnector> {
     pipeline: Pipeline<C>,
 }
 
@@ -296,7 +296,7 @@ impl<C: Connector> Client<C> {
 }
 
 /// Walks the keys of a namespace; see [`Client::list`].
-pub struct Keys<'a, C: Connector = TcpConnector> {
+pub struct Keys<'a, C: Connector = SystemConnector> {
     client: &'a mut Client<C>,
     namespace: NamespaceId,
     prefix: &'a [u8],

@@ -1,9 +1,9 @@
 //! Why a connection or an operation failed, in words for whoever reads them.
 
+use super::address::Address;
 use crate::Status;
 use crate::pdu::GoAwayReason;
 use std::io;
-use std::net::SocketAddr;
 
 /// Why one connection ended. The client connects again by itself unless it is fatal.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,7 @@ pub enum ClientError {
     #[error("cannot connect to {address}: {source}")]
     Connect {
         /// Where.
-        address: SocketAddr,
+        address: Address,
         /// Why.
         source: LinkError,
     },

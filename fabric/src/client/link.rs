@@ -15,21 +15,24 @@ use super::error::LinkError;
 use super::operation::{Buffers, OpId, Operation, Operations, State as OpState};
 use super::receive::{Incoming, Receiver};
 use super::send::SendQueue;
+use super::stream::{Lent, Memory, Stream};
 use crate::Status;
 use crate::pdu::{
     Auth, CAPSULE_BYTES_MIN, Cancel, Command, CommonHeader, Data, DecodeError, GoAway,
     GoAwayReason, Hello, ItemResult, Offer, Outcome, PduType, Ping, QUEUE_DEPTH_MAX,
     ReadyToTransfer, Response, VERSION, Welcome, crc32c, response_flags,
 };
-use crate::rdma::client::Lend;
-use crate::transport::RemoteMemory;
 use bytes::Bytes;
-use std::io::{self, Read, Write};
+use crc_fast::{CrcAlgorithm, Digest};
+use std::io::{self, Write};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
 /// Bytes of a response's fixed part.
 const RESPONSE_BYTES: usize = size_of::<Response>();
+/// How much is copied out of lent memory before its checksum is computed: it is in the cache then, and
+/// what comes next is on its way there meanwhile.
+const COPY_BYTES: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -77,6 +80,8 @@ pub(super) struct Link {
     credit_limit: u16,
     /// Command identifier → the operation in flight under it.
     cids: Vec<Option<OpId>>,
+    /// Command identifier → the memory that the server may use until it answers.
+    lent: Vec<Option<Lent>>,
     free: Vec<u16>,
     receiver: Receiver,
     sender: SendQueue,
@@ -102,6 +107,7 @@ impl Link {
             capsule_bytes: settings.offer.capsule_bytes as usize,
             credit_limit: 0,
             cids: Vec::with_capacity(depth.into()),
+            lent: Vec::with_capacity(depth.into()),
             free: Vec::with_capacity(depth.into()),
             receiver: Receiver::new(settings.receive_buffer_bytes),
             sender: SendQueue::with_capacity(256 << 10),
@@ -169,6 +175,8 @@ impl Link {
         self.state = State::Closed;
         self.cids.drain(..).flatten().for_each(&mut orphan);
         self.free.clear();
+        // The memory goes with the connection.
+        self.lent.clear();
         self.sender.clear();
         self.blocked = false;
         self.pong = None;
@@ -190,7 +198,7 @@ impl Link {
         &mut self,
         id: OpId,
         ops: &mut Operations,
-        lend: &mut dyn FnMut(u16, Lend<'_>) -> Option<RemoteMemory>,
+        stream: &mut impl Stream,
         now_us: u64,
     ) {
         let Some(cid) = self.free.pop() else { unreachable!("credits are never above the depth") };
@@ -203,14 +211,8 @@ impl Link {
         let mut command = op.command(cid, left_us as u32);
         let in_capsule = op.value_bytes > 0
             && op.capsule_bytes() + op.value_bytes as usize <= self.capsule_bytes;
-        let wanted = match op.landing_bytes() {
-            _ if op.value_bytes > 0 && !in_capsule => Some(Lend::Send(&op.values)),
-            0 => None,
-            bytes => Some(Lend::Receive(bytes)),
-        };
-        if let Some(memory) = wanted.and_then(|wanted| lend(cid, wanted)) {
-            command.address = U64::new(memory.address);
-            command.memory_key = U32::new(memory.key);
+        if !in_capsule && let Some(memory) = stream.memory() {
+            self.lent[usize::from(cid)] = lend(op, &mut command, memory);
         }
         self.encode(op, command, in_capsule);
     }
@@ -268,9 +270,9 @@ impl Link {
 
     /// One read, and everything that can be said about what has arrived. Returns the bytes read;
     /// answers that were found before an error are valid.
-    pub(super) fn read<R: Read>(
+    pub(super) fn read<S: Stream>(
         &mut self,
-        stream: &mut R,
+        stream: &mut S,
         context: &mut Context<'_>,
     ) -> Result<usize, LinkError> {
         let count = match self.receiver.fill(stream) {
@@ -280,14 +282,18 @@ impl Link {
             Err(error) => return Err(error.into()),
         };
         self.received_us = context.now_us;
-        self.parse(context)?;
+        self.parse(context, stream)?;
         Ok(count)
     }
 
-    fn parse(&mut self, context: &mut Context<'_>) -> Result<(), LinkError> {
+    fn parse(
+        &mut self,
+        context: &mut Context<'_>,
+        stream: &mut impl Stream,
+    ) -> Result<(), LinkError> {
         if let Some(incoming) = self.receiver.take_complete() {
             let intact = incoming.is_intact();
-            self.answer(incoming.outcome, incoming.data, intact, context);
+            self.answer(incoming.outcome, incoming.data, intact, context, stream);
         }
         while !self.receiver.is_waiting_for_data() {
             let bytes = self.receiver.bytes();
@@ -298,7 +304,7 @@ impl Link {
                 if bytes.len() < RESPONSE_BYTES {
                     return Ok(());
                 }
-                self.response(context)?;
+                self.response(context, stream)?;
             } else {
                 if bytes.len() < length {
                     return Ok(());
@@ -311,7 +317,11 @@ impl Link {
     }
 
     /// A response whose fixed part has arrived: its data is copied out if it is there, or expected.
-    fn response(&mut self, context: &mut Context<'_>) -> Result<(), LinkError> {
+    fn response(
+        &mut self,
+        context: &mut Context<'_>,
+        stream: &mut impl Stream,
+    ) -> Result<(), LinkError> {
         let outcome =
             Response::parse(&self.receiver.bytes()[..RESPONSE_BYTES]).map_err(protocol)?;
         let op = self.in_flight_op(outcome.cid)?;
@@ -319,6 +329,9 @@ impl Link {
             return Err(LinkError::Protocol("more data than was asked for"));
         }
         self.receiver.consume(RESPONSE_BYTES);
+        if outcome.flags & response_flags::PLACED != 0 {
+            return self.fetch(outcome, context, stream);
+        }
         let length = outcome.data_length as usize;
         match self.receiver.bytes().get(..length) {
             Some(data) => {
@@ -326,7 +339,7 @@ impl Link {
                 let intact = has_items || data.is_empty() || crc32c(data) == outcome.data_crc;
                 let data = context.buffers.copy(data);
                 self.receiver.consume_data(length);
-                self.answer(outcome, data, intact, context);
+                self.answer(outcome, data, intact, context, stream);
             }
             None => {
                 let front = self.receiver.bytes();
@@ -339,13 +352,55 @@ impl Link {
         Ok(())
     }
 
+    /// A response whose data is in the memory that its command has lent: copies it out, then looks at
+    /// it.
+    fn fetch(
+        &mut self,
+        outcome: Outcome,
+        context: &mut Context<'_>,
+        stream: &mut impl Stream,
+    ) -> Result<(), LinkError> {
+        let lent = self.lent[usize::from(outcome.cid)];
+        let lent = lent.filter(|lent| outcome.data_length <= lent.bytes);
+        let (Some(lent), Some(memory)) = (lent, stream.memory()) else {
+            return Err(LinkError::Protocol("data in memory that was not lent"));
+        };
+        self.expect_next(memory);
+        let mut data = context.buffers.take(outcome.data_length as usize);
+        let has_items = outcome.flags & response_flags::ITEMS != 0;
+        let intact = if has_items {
+            memory.get(lent, 0, &mut data);
+            true
+        } else {
+            copy_out(memory, lent, &mut data) == outcome.data_crc
+        };
+        self.answer(outcome, data, intact, context, stream);
+        Ok(())
+    }
+
+    /// Has the data of the response behind this one on its way, if it has arrived.
+    fn expect_next(&self, memory: &dyn Memory) {
+        let next = self.receiver.bytes().get(..RESPONSE_BYTES).map(Response::parse);
+        let Some(Ok(next)) = next else { return };
+        if let Some(Some(lent)) = self.lent.get(usize::from(next.cid)) {
+            memory.prefetch(*lent, 0, COPY_BYTES.min(next.data_length.min(lent.bytes) as usize));
+        }
+    }
+
     fn in_flight_op(&self, cid: u16) -> Result<OpId, LinkError> {
         let op = self.cids.get(usize::from(cid)).copied().flatten();
         op.ok_or(LinkError::Protocol("an answer to no command"))
     }
 
     /// A response with all its data: the identifier is free again.
-    fn answer(&mut self, outcome: Outcome, data: Vec<u8>, intact: bool, context: &mut Context<'_>) {
+    fn answer(
+        &mut self,
+        outcome: Outcome,
+        data: Vec<u8>,
+        intact: bool,
+        context: &mut Context<'_>,
+        stream: &mut impl Stream,
+    ) {
         let Outcome { cid, flags, status, credit_limit, data_length: _, result, data_crc } =
             outcome;
         // A limit of 0 with nothing in flight could never be raised again.
@@ -354,6 +409,11 @@ impl Link {
             unreachable!("looked up when its response began")
         };
         self.free.push(cid);
+        if let Some(lent) = self.lent[usize::from(cid)].take()
+            && let Some(memory) = stream.memory()
+        {
+            memory.take_back(lent);
+        }
         let has_items = flags & response_flags::ITEMS != 0;
         let status = if intact { status } else { Status::DataChecksum };
         context.answers.push(Answer { op, status, result, has_items, data_crc, data });
@@ -418,6 +478,7 @@ impl Link {
         self.capsule_bytes = welcome.capsule_bytes.min(self.settings.offer.capsule_bytes) as usize;
         self.keep_alive_us = u64::from(welcome.keep_alive_ms) * 1000;
         self.cids.resize(self.depth.into(), None);
+        self.lent.resize(self.depth.into(), None);
         self.free.extend((0..self.depth).rev());
         self.state = State::Auth;
         self.welcome = Some(welcome);
@@ -464,6 +525,38 @@ impl Link {
             }
         }
     }
+}
+
+/// Lends the memory that `op` sends from, or is answered into, and names it in `command`.
+fn lend(op: &Operation, command: &mut Command, memory: &mut dyn Memory) -> Option<Lent> {
+    let lent = Some(op.memory_bytes()).filter(|bytes| *bytes > 0)?;
+    let lent = memory.lend(lent)?;
+    let mut offset = 0;
+    for value in &op.values {
+        memory.put(lent, offset, value);
+        offset += value.len();
+    }
+    command.address = U64::new(lent.address);
+    command.memory_key = U32::new(lent.key);
+    Some(lent)
+}
+
+/// Copies data out of lent memory; its checksum.
+fn copy_out(memory: &dyn Memory, lent: Lent, data: &mut [u8]) -> u32 {
+    if data.len() <= COPY_BYTES {
+        memory.get(lent, 0, data);
+        return crc32c(data);
+    }
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let mut begin = 0;
+    while begin < data.len() {
+        let end = data.len().min(begin + COPY_BYTES);
+        memory.get(lent, begin, &mut data[begin..end]);
+        memory.prefetch(lent, end, COPY_BYTES.min(data.len() - end));
+        digest.update(&data[begin..end]);
+        begin = end;
+    }
+    digest.finalize() as u32
 }
 
 /// The results of a batch of `items`, checked against `answer`, and where their data begins.

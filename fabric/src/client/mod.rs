@@ -19,6 +19,7 @@
 //! batches, deadlines, replay); all of these are free of sockets and clocks. [`Pipeline`] drives
 //! them over a [`Connector`], and [`Client`] blocks on a pipeline.
 
+mod address;
 mod batch;
 mod blocking;
 mod clock;
@@ -32,8 +33,10 @@ mod receive;
 mod request;
 mod router;
 mod send;
-mod tcp;
+mod stream;
+mod system;
 
+pub use address::{Address, NoAddress};
 pub use blocking::{Answer, Client, Keys, NamespaceInfo};
 pub use error::{ClientError, LinkError};
 pub use pipeline::{Connector, Pipeline, Slot};
@@ -41,17 +44,17 @@ pub use pipeline::{Connector, Pipeline, Slot};
 pub use rdma::RdmaConnector;
 pub use request::{Done, ItemDone, NamespaceId, Request, RetrieveItem, StoreItem, Target, Ticket};
 pub use router::ClientCounters;
-pub use tcp::TcpConnector;
+pub use stream::{Lent, Memory, Stream};
+pub use system::{SystemConnector, SystemStream};
 
 use crate::Status;
 use crate::pdu::CAPSULE_BYTES_DEFAULT;
-use std::net::SocketAddr;
 
 /// How a client connects and behaves. `ClientConfig::new(addresses)` fills in the rest.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// Where to find the server: any of its reactors; they are tried in turn.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
     /// Commands in flight on each connection; the server may grant fewer.
     pub queue_depth: u16,
     /// The largest capsule to ask for, in bytes: what fits travels without waiting for an R2T.
@@ -72,7 +75,8 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// The defaults, for a server at one of `addresses`.
     #[must_use]
-    pub fn new(addresses: Vec<SocketAddr>) -> Self {
+    pub fn new<A: Into<Address>>(addresses: Vec<A>) -> Self {
+        let addresses = addresses.into_iter().map(Into::into).collect();
         Self { addresses, ..Self::default() }
     }
 }

@@ -151,12 +151,15 @@ impl Operation {
         size_of::<Command>() + size_of_val(self.items.as_slice()) + self.keys.len()
     }
 
-    /// Bytes that the answer may have where the client names memory for it (PROTOCOL.md, "RDMA").
-    pub(super) fn landing_bytes(&self) -> usize {
-        if self.value_bytes > 0 {
-            return 0;
+    /// Bytes of memory that the server needs on this side: what is sent, or what may come back.
+    pub(super) fn memory_bytes(&self) -> usize {
+        if self.opcode.sends_data() {
+            return self.value_bytes as usize;
         }
-        self.data_length as usize + size_of::<ItemResult>() * self.items.len()
+        match self.data_length as usize {
+            0 => 0,
+            bytes => bytes + self.items.len() * size_of::<ItemResult>(),
+        }
     }
 
     /// The command as it travels now; still to be sealed.

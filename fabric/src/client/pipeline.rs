@@ -4,28 +4,26 @@
 //! submitted since the last one leaves together. Nothing is allocated per request once all windows
 //! have been full, if the caller gives each [`Done`] back.
 
+use super::address::Address;
 use super::error::ClientError;
 use super::request::{Done, Request, Ticket};
 use super::router::{ClientCounters, Rewired, Router};
-use super::tcp::TcpConnector;
+use super::stream::Stream;
+use super::system::SystemConnector;
 use super::{ClientConfig, NamespaceId};
-use crate::rdma::client::Lend;
-use crate::transport::RemoteMemory;
 use std::cell::Cell;
-use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::io;
 
 /// The client's surroundings: makes connections, waits for them, and knows the time.
 pub trait Connector {
-    /// A connection. Reads and writes never block: where they would, they end in
-    /// [`io::ErrorKind::WouldBlock`], also while it is still being established.
-    type Stream: Read + Write;
+    /// A connection; reads and writes would block while it is still being established.
+    type Stream: Stream;
 
     /// Starts a connection to `address`.
     ///
     /// # Errors
     /// It could not even be started, or was refused at once.
-    fn connect(&mut self, address: SocketAddr) -> io::Result<Self::Stream>;
+    fn connect(&mut self, address: &Address) -> io::Result<Self::Stream>;
 
     /// Waits until a stream can be read, or one whose slot wants to write can be written, but no
     /// longer than `timeout_us`; marks those that can be read, or have failed, as ready.
@@ -36,17 +34,6 @@ pub trait Connector {
 
     /// Monotonic microseconds.
     fn now_us(&mut self) -> u64;
-
-    /// Memory that the server reads the data of command `cid` from, or writes it to; `None` where
-    /// data travels in the stream. It stays lent until the response, or the end of the stream.
-    fn lend(
-        &mut self,
-        _stream: &mut Self::Stream,
-        _cid: u16,
-        _lend: Lend<'_>,
-    ) -> Option<RemoteMemory> {
-        None
-    }
 }
 
 /// One link's stream, as [`Connector::wait`] sees it.
@@ -67,19 +54,19 @@ impl<S> Default for Slot<S> {
 }
 
 /// A client that keeps many requests in flight; see the module.
-pub struct Pipeline<C: Connector = TcpConnector> {
+pub struct Pipeline<C: Connector = SystemConnector> {
     connector: C,
     router: Router,
     slots: Vec<Slot<C::Stream>>,
 }
 
 impl Pipeline {
-    /// Connects over TCP to every reactor of the server.
+    /// Connects to every reactor of the server, over TCP or shared memory as its address says.
     ///
     /// # Errors
     /// [`ClientError`] says which address and why.
     pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
-        Self::connect_with(config, TcpConnector::new())
+        Self::connect_with(config, SystemConnector::new())
     }
 }
 
@@ -213,17 +200,14 @@ impl<C: Connector> Pipeline<C> {
         let slot = &mut self.slots[index];
         if slot.stream.is_none() {
             let Some(address) = self.router.wants_connection(index, now_us) else { return false };
-            match self.connector.connect(address) {
+            match self.connector.connect(&address) {
                 Ok(stream) => slot.stream = Some(stream),
                 Err(error) => return self.router.lost(index, now_us, error.into()),
             }
             self.router.opened(index, now_us);
         }
         let Some(stream) = &mut slot.stream else { return false };
-        let connector = &mut self.connector;
-        let mut lend =
-            |stream: &mut C::Stream, cid, what: Lend<'_>| connector.lend(stream, cid, what);
-        let mut moved = self.router.write(index, stream, &mut lend, now_us);
+        let mut moved = self.router.write(index, stream, now_us);
         let link = &self.router.peers[index].link;
         slot.wants_write = link.is_blocked();
         if (read_all || slot.ready.get()) && !link.is_closed() {

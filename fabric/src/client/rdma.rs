@@ -1,16 +1,15 @@
 //! Connections over RDMA, over whichever device has the route.
 
+use super::address::Address;
 use super::clock::Clock;
 use super::pipeline::{Connector, Slot};
-use crate::rdma::client::{Hub, Lend, Line, client_shape};
+use crate::rdma::client::{Hub, Line, client_shape};
 use crate::rdma::{Provider, ProviderError};
-use crate::transport::RemoteMemory;
 use crate::verbs::{Verbs, VerbsConfig};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The longest single wait, in microseconds: callers wait again.
@@ -37,8 +36,8 @@ impl RdmaConnector {
 impl Connector for RdmaConnector {
     type Stream = Line<Verbs<Vec<u8>>>;
 
-    fn connect(&mut self, address: SocketAddr) -> io::Result<Self::Stream> {
-        self.hub.connect(address)
+    fn connect(&mut self, address: &Address) -> io::Result<Self::Stream> {
+        self.hub.connect(address.tcp()?)
     }
 
     fn wait(&mut self, slots: &[Slot<Self::Stream>], timeout_us: u64) -> io::Result<()> {
@@ -57,16 +56,6 @@ impl Connector for RdmaConnector {
         let now_us = self.clock.now_us();
         self.hub.set_now_us(now_us);
         now_us
-    }
-
-    fn lend(
-        &mut self,
-        stream: &mut Self::Stream,
-        cid: u16,
-        lend: Lend<'_>,
-    ) -> Option<RemoteMemory> {
-        let lent = stream.lend(cid, lend);
-        lent.map_err(|error| log::error!("no memory for a command: {error}")).ok()
     }
 }
 

@@ -17,22 +17,20 @@ mod connections;
 pub(super) use connections::{Peer, Rewired};
 
 use super::ClientConfig;
+use super::address::Address;
 use super::batch::{Groups, Limits};
 use super::error::{ClientError, LinkError};
 use super::link::{Answer, Context, Settings};
 use super::operation::{Buffers, OpId, Operations, Sizes, State, writes};
 use super::request::{Body, Done, Request, Target, Ticket};
+use super::stream::Stream;
 use crate::Status;
 use crate::pdu::{
     CAPSULE_BYTES_MAX, CAPSULE_BYTES_MIN, KEY_BYTES, Offer, Opcode, QUEUE_DEPTH_MAX, VERSION,
     Welcome, features,
 };
-use crate::rdma::client::Lend;
 use crate::route::shard_of;
-use crate::transport::RemoteMemory;
 use std::collections::VecDeque;
-use std::io::{Read, Write};
-use std::net::SocketAddr;
 
 /// How long a link sends nothing after the server was busy, in microseconds.
 const BUSY_PAUSE_US: u64 = 1_000;
@@ -42,9 +40,6 @@ const REDIRECTS_MAX: u8 = 3;
 const RECEIVE_BYTES_MIN: usize = 128 << 10;
 /// Bits of a token that count; the others name the client.
 const TOKEN_COUNTER_BITS: u32 = 40;
-
-/// Asks whoever made a stream for memory: see [`super::Connector::lend`].
-pub(super) type Lender<'a, W> = dyn FnMut(&mut W, u16, Lend<'_>) -> Option<RemoteMemory> + 'a;
 
 /// What has happened so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,13 +84,13 @@ pub(super) struct Router {
     /// No deadline passes before this.
     next_deadline_us: u64,
     rewired: Option<Rewired>,
-    fatal: Option<(SocketAddr, LinkError)>,
+    fatal: Option<(Address, LinkError)>,
     counters: ClientCounters,
 }
 
 impl Router {
     pub(super) fn new(config: ClientConfig) -> Result<Self, ClientError> {
-        let first = *config.addresses.first().ok_or(ClientError::NoAddress)?;
+        let first = config.addresses.first().cloned().ok_or(ClientError::NoAddress)?;
         let mut rng = fastrand::Rng::with_seed(config.seed);
         let offer = Offer {
             versions: VERSION..=VERSION,
@@ -254,14 +249,8 @@ impl Router {
     // ---- one link's turn --------------------------------------------------------------------
 
     /// Sends what there is to send, with one write. `true` if anything left.
-    pub(super) fn write<W: Write>(
-        &mut self,
-        index: usize,
-        stream: &mut W,
-        lend: &mut Lender<'_, W>,
-        now_us: u64,
-    ) -> bool {
-        self.dispatch(index, &mut |cid, what| lend(stream, cid, what), now_us);
+    pub(super) fn write<S: Stream>(&mut self, index: usize, stream: &mut S, now_us: u64) -> bool {
+        self.dispatch(index, stream, now_us);
         match self.peers[index].link.write(stream, now_us) {
             Ok(count) => {
                 self.counters.sent_bytes += count as u64;
@@ -271,12 +260,7 @@ impl Router {
         }
     }
 
-    fn dispatch(
-        &mut self,
-        index: usize,
-        lend: &mut dyn FnMut(u16, Lend<'_>) -> Option<RemoteMemory>,
-        now_us: u64,
-    ) {
+    fn dispatch(&mut self, index: usize, stream: &mut impl Stream, now_us: u64) {
         let peer = &mut self.peers[index];
         if now_us < peer.resume_at_us {
             return;
@@ -284,12 +268,12 @@ impl Router {
         while peer.link.can_send()
             && let Some(id) = peer.backlog.pop_front()
         {
-            peer.link.send_command(id, &mut self.ops, lend, now_us);
+            peer.link.send_command(id, &mut self.ops, stream, now_us);
         }
     }
 
     /// Takes in what has arrived, with one read. `true` if anything had.
-    pub(super) fn read<R: Read>(&mut self, index: usize, stream: &mut R, now_us: u64) -> bool {
+    pub(super) fn read<S: Stream>(&mut self, index: usize, stream: &mut S, now_us: u64) -> bool {
         let mut context = Context {
             ops: &mut self.ops,
             buffers: &mut self.buffers,

@@ -183,11 +183,11 @@ pub struct Endpoint {
     /// IPv6 address, or IPv4 mapped into it (RFC 4291, 2.5.5.2). All zero: the address that the
     /// client has connected to.
     pub address: [u8; 16],
-    /// The port.
+    /// The port; over shared memory, the number behind the socket's path.
     pub port: U16,
     /// The reactor's number.
     pub reactor: U16,
-    /// [`TRANSPORT_TCP`].
+    /// [`TRANSPORT_TCP`] or [`TRANSPORT_SHM`].
     pub transport: U16,
     /// Zero.
     pub reserved: U16,
@@ -197,6 +197,8 @@ pub const ENDPOINT_BYTES: usize = 24;
 const _: () = assert!(size_of::<Endpoint>() == ENDPOINT_BYTES);
 /// [`Endpoint::transport`]: TCP.
 pub const TRANSPORT_TCP: u16 = 1;
+/// [`Endpoint::transport`]: shared memory. (2 is RDMA's.)
+pub const TRANSPORT_SHM: u16 = 3;
 
 impl Endpoint {
     /// Where `reactor` listens with TCP. An unspecified address (`0.0.0.0`, `::`) becomes "the one
@@ -213,6 +215,19 @@ impl Endpoint {
             port: U16::new(address.port()),
             reactor: U16::new(reactor),
             transport: U16::new(TRANSPORT_TCP),
+            reserved: U16::ZERO,
+        }
+    }
+
+    /// Where `reactor` listens over shared memory: at the path that the client has connected to, but
+    /// for the number behind it.
+    #[must_use]
+    pub fn shm(reactor: u16) -> Self {
+        Self {
+            address: [0; 16],
+            port: U16::new(reactor),
+            reactor: U16::new(reactor),
+            transport: U16::new(TRANSPORT_SHM),
             reserved: U16::ZERO,
         }
     }

@@ -20,7 +20,8 @@ mod response;
 pub use command::{Capsule, Command, Item, Opcode, command_flags};
 pub use control::{Auth, Cancel, Data, GoAway, GoAwayReason, Ping, ReadyToTransfer, Transfer};
 pub use hello::{
-    ENDPOINT_BYTES, Endpoint, Hello, HelloAck, Offer, TRANSPORT_TCP, Welcome, features,
+    ENDPOINT_BYTES, Endpoint, Hello, HelloAck, Offer, TRANSPORT_SHM, TRANSPORT_TCP, Welcome,
+    features,
 };
 pub use list::{ListEntries, ListEntry, ListHeader};
 pub use response::{ItemResult, Outcome, Response, response_flags};

@@ -9,12 +9,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub mod response_flags {
     /// The data begins with one [`super::ItemResult`] per item.
     pub const ITEMS: u8 = 1 << 0;
+    /// The data is not behind the response: it lies in the memory that the command named.
+    pub const PLACED: u8 = 1 << 1;
     /// Every bit that is known.
-    pub const KNOWN: u8 = ITEMS;
+    pub const KNOWN: u8 = ITEMS | PLACED;
 }
 
-/// The end of one command. On a byte stream `data_length` bytes follow (and `header.length` counts
-/// them); on RDMA they have been written to the client's memory before this is sent.
+/// The end of one command. `data_length` bytes follow, and `header.length` counts them; with
+/// [`response_flags::PLACED`] none do, since they were written to the client's memory before.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -59,11 +61,11 @@ pub struct Outcome {
 }
 
 impl Response {
-    /// The bytes that say `outcome` on a byte stream.
+    /// The bytes that say `outcome`.
     #[must_use]
     pub fn new(outcome: &Outcome) -> Self {
         let Outcome { cid, flags, status, credit_limit, data_length, result, data_crc } = *outcome;
-        let length = size_of::<Self>() + data_length as usize;
+        let length = size_of::<Self>() + behind(flags, data_length);
         let mut response = Self {
             header: CommonHeader::new(PduType::Response, cid, length),
             status: U16::new(status as u16),
@@ -78,6 +80,16 @@ impl Response {
         response
     }
 
+    /// What `pdu` says of data that follows it, said of the same data in memory of `length` bytes.
+    /// `None`: there is no data, or that memory does not hold it.
+    #[must_use]
+    pub fn placed(pdu: &[u8], length: u32) -> Option<Self> {
+        let outcome = Self::parse(pdu).ok()?;
+        let fits = (1..=length).contains(&outcome.data_length);
+        let placed = Outcome { flags: outcome.flags | response_flags::PLACED, ..outcome };
+        fits.then(|| Self::new(&placed))
+    }
+
     /// Checks the first 32 bytes of a response; its data has not been looked at.
     ///
     /// # Errors
@@ -88,7 +100,8 @@ impl Response {
             return Err(DecodeError::Reserved);
         }
         let data_length = response.data_length.get();
-        if response.header.length.get() as usize != size_of::<Self>() + data_length as usize {
+        let behind = behind(response.header.flags, data_length);
+        if response.header.length.get() as usize != size_of::<Self>() + behind {
             return Err(DecodeError::Length);
         }
         Ok(Outcome {
@@ -101,6 +114,11 @@ impl Response {
             data_crc: response.data_crc.get(),
         })
     }
+}
+
+/// Bytes behind the 32.
+fn behind(flags: u8, data_length: u32) -> usize {
+    if flags & response_flags::PLACED != 0 { 0 } else { data_length as usize }
 }
 
 /// The end of one item of a batch, 16 bytes; a batch's data begins with one for each item, in order,

@@ -1,18 +1,16 @@
 //! The client's side: connections over the queue pairs of one provider, each a stream of PDUs.
 //!
-//! A [`Line`] takes whole PDUs and gives bytes: what the server has sent, and behind a RESPONSE the
-//! data that it has written to the memory that was lent for the command, as a byte stream would have
-//! it. So everything above framing is shared with TCP.
+//! A [`Line`] takes whole PDUs and gives bytes, and has memory that the server reaches, as a client of
+//! shared memory has it. So everything above framing is shared with the byte streams.
 //!
-//! Memory that was lent stays lent until the response has come or the queue pair is gone; only then
-//! is it used for something else. A line that is dropped takes its queue pair down first.
+//! Memory that was lent stays lent until it is taken back, or the queue pair is gone; only then is it used for something else. A line that is dropped takes its queue pair down first.
 
 use super::chain::Chain;
 use super::channel::{Channel, Reading};
 use super::greeting::Greeting;
 use super::provider::{Event, Note, Provider, ProviderError, Qp, Region, Shape};
-use crate::pdu::{COMMON_HEADER_BYTES, CommonHeader, PduType, Response};
-use crate::transport::RemoteMemory;
+use crate::client::{Lent, Memory, Stream};
+use crate::pdu::{COMMON_HEADER_BYTES, CommonHeader, PduType};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{Debug, Formatter};
@@ -20,8 +18,6 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-/// Bytes of a response's fixed part.
-const RESPONSE_BYTES: usize = size_of::<Response>();
 /// The smallest memory that is registered, in bytes: registering is slow.
 const REGION_BYTES_MIN: usize = 64 << 10;
 
@@ -34,15 +30,6 @@ pub fn client_shape(queue_depth: u16) -> Shape {
         reads: 16,
         remote_access: true,
     }
-}
-
-/// What a command lends memory for.
-#[derive(Clone, Copy, Debug)]
-pub enum Lend<'a> {
-    /// The server reads these, one behind the other.
-    Send(&'a [bytes::Bytes]),
-    /// The server writes at most so many bytes.
-    Receive(usize),
 }
 
 /// The lines of one provider.
@@ -82,7 +69,8 @@ struct State<P: Provider> {
     partial: Vec<u8>,
     /// PDUs from before the connection was there.
     early: VecDeque<Vec<u8>>,
-    lent: BTreeMap<u16, P::Region>,
+    /// By their keys.
+    lent: BTreeMap<u32, P::Region>,
     /// Memory that is lent to nobody. It is of this connection's device.
     spare: Vec<P::Region>,
     closed: bool,
@@ -282,26 +270,9 @@ impl<P: Provider> State<P> {
             self.rest = self.rest.saturating_sub(count);
             return true;
         }
-        let Ok(Some((pdu_type, length))) = CommonHeader::peek(message) else { return false };
+        let Ok(Some((_, length))) = CommonHeader::peek(message) else { return false };
         self.input.extend(message);
-        if pdu_type != PduType::Response {
-            self.rest = length.saturating_sub(message.len());
-            return message.len() <= length;
-        }
-        let data_bytes = length - RESPONSE_BYTES;
-        let cid = u16::from_le_bytes([message[2], message[3]]);
-        let lent = self.lent.remove(&cid);
-        if data_bytes > 0 && message.len() == RESPONSE_BYTES {
-            let Some(region) = lent.as_ref().filter(|region| region.len() >= data_bytes) else {
-                return false;
-            };
-            let mut data = vec![0; data_bytes];
-            region.read(0, &mut data);
-            self.input.extend(&data);
-        } else {
-            self.rest = length.saturating_sub(message.len());
-        }
-        self.spare.extend(lent);
+        self.rest = length.saturating_sub(message.len());
         message.len() <= length
     }
 }
@@ -380,27 +351,46 @@ impl<P: Provider> Line<P> {
             if queued { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) }
         })
     }
+}
 
-    /// Memory for the data of command `cid`, until its response.
-    ///
-    /// # Errors
-    /// There is no more memory that can be registered.
-    pub fn lend(&self, cid: u16, lend: Lend<'_>) -> io::Result<RemoteMemory> {
-        let bytes = match lend {
-            Lend::Send(values) => values.iter().map(bytes::Bytes::len).sum(),
-            Lend::Receive(bytes) => bytes,
-        };
-        let mut region = self.hub.0.borrow_mut().region(self.slot, bytes).map_err(io_error)?;
-        if let Lend::Send(values) = lend {
-            let mut at = 0;
-            for value in values {
-                region.write(at, value);
-                at += value.len();
-            }
-        }
-        let (address, key, length) = (region.address(), region.key(), bytes as u32);
-        self.with(|state| state.lent.insert(cid, region));
-        Ok(RemoteMemory { address, key, length })
+impl<P: Provider> Stream for Line<P> {
+    fn memory(&mut self) -> Option<&mut dyn Memory> {
+        Some(self)
+    }
+}
+
+/// Registered memory, in pieces of its own for each command.
+impl<P: Provider> Memory for Line<P> {
+    fn lend(&mut self, bytes: usize) -> Option<Lent> {
+        let region = self.hub.0.borrow_mut().region(self.slot, bytes);
+        let region =
+            region.map_err(|error| log::error!("no memory for a command: {error}")).ok()?;
+        let lent = Lent { address: region.address(), key: region.key(), bytes: bytes as u32 };
+        self.with(|state| state.lent.insert(lent.key, region));
+        Some(lent)
+    }
+
+    fn put(&mut self, lent: Lent, offset: usize, from: &[u8]) {
+        assert!(offset + from.len() <= lent.bytes as usize, "more than was lent");
+        self.with(|state| {
+            state.lent.get_mut(&lent.key).into_iter().for_each(|region| region.write(offset, from));
+        });
+    }
+
+    fn get(&self, lent: Lent, offset: usize, into: &mut [u8]) {
+        assert!(offset + into.len() <= lent.bytes as usize, "more than was lent");
+        self.with(|state| {
+            state.lent.get(&lent.key).into_iter().for_each(|region| region.read(offset, into));
+        });
+    }
+
+    fn prefetch(&self, _: Lent, _: usize, _: usize) {}
+
+    fn take_back(&mut self, lent: Lent) {
+        self.with(|state| {
+            let region = state.lent.remove(&lent.key);
+            state.spare.extend(region);
+        });
     }
 }
 

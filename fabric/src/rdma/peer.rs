@@ -1,12 +1,14 @@
 //! A client of an RDMA transport under test, for the suite of the seam.
 
-use super::client::{Hub, Lend, Line};
+use super::client::{Hub, Line};
 use super::provider::Provider;
+use crate::client::{Lent, Memory};
 use crate::conformance::Peer;
-use crate::pdu::CommonHeader;
+use crate::pdu::{CommonHeader, Outcome, PduType, Response, response_flags};
 use crate::transport::RemoteMemory;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
+use zerocopy::IntoBytes;
 
 /// A [`Peer`] over a [`Line`] with a provider of its own.
 #[derive(Debug)]
@@ -17,13 +19,15 @@ pub struct LinePeer<P: Provider, C> {
     out: VecDeque<Vec<u8>>,
     bytes: Vec<u8>,
     received: Vec<Vec<u8>>,
+    /// By the command that it is lent for.
+    lent: BTreeMap<u16, Lent>,
 }
 
 impl<P: Provider, C: FnMut() -> u64> LinePeer<P, C> {
     /// Over a line of `hub`, whose other lines nobody uses; `clock` tells the time.
     pub fn new(hub: Hub<P>, line: Line<P>, clock: C) -> Self {
         let (out, bytes, received) = (VecDeque::new(), Vec::new(), Vec::new());
-        Self { line, hub, clock, out, bytes, received }
+        Self { line, hub, clock, out, bytes, received, lent: BTreeMap::new() }
     }
 
     fn write(&mut self) {
@@ -47,9 +51,41 @@ impl<P: Provider, C: FnMut() -> u64> LinePeer<P, C> {
             if self.bytes.len() < length {
                 return;
             }
-            self.received.push(self.bytes.drain(..length).collect());
+            let pdu = self.bytes.drain(..length).collect();
+            let whole = self.with_its_data(pdu);
+            self.received.push(whole);
         }
     }
+
+    /// A response as a byte stream would have it, with the data that the server has placed behind it.
+    fn with_its_data(&mut self, pdu: Vec<u8>) -> Vec<u8> {
+        if pdu.first() != Some(&(PduType::Response as u8)) {
+            return pdu;
+        }
+        let head = &pdu[..size_of::<Response>()];
+        let outcome = Response::parse(head).expect("the server sends responses");
+        let lent = self.lent.remove(&outcome.cid);
+        let flags = outcome.flags & !response_flags::PLACED;
+        let whole = if flags == outcome.flags {
+            pdu
+        } else {
+            let mut data = vec![0; outcome.data_length as usize];
+            self.line.get(lent.expect("data is placed in what was lent"), 0, &mut data);
+            [Response::new(&Outcome { flags, ..outcome }).as_bytes(), &data].concat()
+        };
+        lent.into_iter().for_each(|lent| self.line.take_back(lent));
+        whole
+    }
+
+    fn lend_for(&mut self, cid: u16, bytes: usize) -> Lent {
+        let lent = self.line.lend(bytes).expect("memory to register");
+        self.lent.insert(cid, lent);
+        lent
+    }
+}
+
+fn remote(lent: Lent) -> RemoteMemory {
+    RemoteMemory { address: lent.address, key: lent.key, length: lent.bytes }
 }
 
 impl<P: Provider, C: FnMut() -> u64> Peer for LinePeer<P, C> {
@@ -60,11 +96,13 @@ impl<P: Provider, C: FnMut() -> u64> Peer for LinePeer<P, C> {
     }
 
     fn lend(&mut self, cid: u16, memory: Vec<u8>) -> RemoteMemory {
-        self.line.lend(cid, Lend::Send(&[memory.into()])).expect("memory to register")
+        let lent = self.lend_for(cid, memory.len());
+        self.line.put(lent, 0, &memory);
+        remote(lent)
     }
 
     fn expect(&mut self, cid: u16, length: usize) -> RemoteMemory {
-        self.line.lend(cid, Lend::Receive(length)).expect("memory to register")
+        remote(self.lend_for(cid, length))
     }
 
     fn turn(&mut self) {

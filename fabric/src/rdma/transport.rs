@@ -17,7 +17,7 @@ use super::greeting::Greeting;
 use super::provider::{Event, Limits, Note, Provider, Qp, Shape, Violation};
 use crate::Buffer;
 use crate::pdu::{
-    COMMON_HEADER_BYTES, CommonHeader, GoAway, GoAwayReason, PduType, VALUE_BYTES_MAX,
+    COMMON_HEADER_BYTES, CommonHeader, GoAway, GoAwayReason, PduType, Response, VALUE_BYTES_MAX,
 };
 use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
 use std::collections::VecDeque;
@@ -606,13 +606,13 @@ fn deliver<B: Buffer>(
     payloads: &mut dyn Iterator<Item = Payload<B>>,
     limits: &Limits,
 ) -> bool {
-    let length = data_bytes(pdu);
-    let named = remote.address != 0 || remote.key != 0;
-    if length == 0 {
+    if data_bytes(pdu) == 0 {
         return channel.output.push_pdu(pdu, channel.message_bytes());
     }
-    if named && length <= remote.length as usize {
-        channel.output.push_written(pdu, remote, payloads, limits);
+    if remote.key != 0
+        && let Some(placed) = Response::placed(pdu, remote.length)
+    {
+        channel.output.push_written(placed.as_bytes(), remote, payloads, limits);
         return true;
     }
     channel.output.push_copied(pdu, payloads, channel.message_bytes())

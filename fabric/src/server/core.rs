@@ -211,12 +211,7 @@ impl Core {
         let slot = &mut session.slots[usize::from(cid)];
         slot.generation = slot.generation.wrapping_add(1);
         slot.active = true;
-        slot.remote = RemoteMemory {
-            address: capsule.command.address.get(),
-            key: capsule.command.memory_key.get(),
-            length: remote_bytes(&capsule),
-        };
-        slot.lands = capsule.opcode.is_some_and(lands);
+        (slot.from, slot.into) = memory(&capsule);
         let id = RequestId { conn, cid, generation: slot.generation };
         service.request(id, &capsule, deadline_us);
         Ok(())
@@ -286,9 +281,7 @@ impl Core {
             self.zombies = self.zombies.saturating_sub(1);
             return None;
         };
-        // The memory that a client sends from is never written to.
-        let remote = if slot.lands { slot.remote } else { RemoteMemory::default() };
-        let credit_limit = session.queue_depth;
+        let (remote, credit_limit) = (slot.into, session.queue_depth);
         self.release(id.conn, id.cid);
         Some((remote, credit_limit))
     }
@@ -347,28 +340,18 @@ impl Core {
     }
 }
 
-/// Bytes of the client's memory that a command names: what it sends, or room for the answer.
-fn remote_bytes(capsule: &Capsule<'_>) -> u32 {
-    let data_bytes = capsule.command.data_length.get();
-    match capsule.opcode {
-        Some(Opcode::Store) => data_bytes,
-        // A batch's answer begins with the item results.
-        _ => data_bytes.saturating_add((size_of::<ItemResult>() * capsule.items.len()) as u32),
+/// The memory that a command's data comes from, and the one that its answer's data goes into: a
+/// command that sends data names the first, every other one the second.
+fn memory(capsule: &Capsule<'_>) -> (RemoteMemory, RemoteMemory) {
+    let Capsule { command, opcode, items, .. } = capsule;
+    let length = command.data_length.get();
+    let named =
+        RemoteMemory { address: command.address.get(), key: command.memory_key.get(), length };
+    if opcode.is_some_and(Opcode::sends_data) {
+        return (named, RemoteMemory::default());
     }
-}
-
-/// The memory that such a command names is for its answer.
-fn lands(opcode: Opcode) -> bool {
-    matches!(
-        opcode,
-        Opcode::Retrieve
-            | Opcode::List
-            | Opcode::Delete
-            | Opcode::Exist
-            | Opcode::CheckpointList
-            | Opcode::CheckpointManifest
-            | Opcode::CheckpointRead
-    )
+    let results = (items.len() * size_of::<ItemResult>()) as u32;
+    (named, RemoteMemory { length: length.saturating_add(results), ..named })
 }
 
 /// The features without which an opcode is not spoken.
@@ -452,7 +435,7 @@ impl Core {
         let slot = &mut session.slots[usize::from(cid)];
         slot.pulling = false;
         let (active, id) = (slot.active, RequestId { conn, cid, generation: slot.pull_generation });
-        let length = slot.remote.length;
+        let length = slot.from.length;
         if complete {
             session.heard_us = now_us;
             self.counters.bytes_in += u64::from(length);

@@ -194,7 +194,7 @@ impl<T: Transport> Server<T> {
         assert!(!slot.pulling, "two pulls for one command");
         slot.pulling = true;
         slot.pull_generation = id.generation;
-        self.transport.pull(id.conn, id.cid, slot.remote, buffer);
+        self.transport.pull(id.conn, id.cid, slot.from, buffer);
     }
 
     /// Answers `id`. If it has been answered already, only its slot is freed.
@@ -296,6 +296,11 @@ impl<T: Transport> Server<T> {
     #[must_use]
     pub fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.transport.wait_fd()
+    }
+
+    /// As [`Transport::may_sleep`].
+    pub fn may_sleep(&mut self) -> bool {
+        self.transport.may_sleep()
     }
 
     /// Does what the sessions have decided on while the transport was at work.

@@ -98,10 +98,10 @@ pub(super) struct Slot {
     pub(super) pulling: bool,
     /// The generation of the command that pulls.
     pub(super) pull_generation: u32,
-    /// Where the command's data lies at the client, or room for the answer.
-    pub(super) remote: RemoteMemory,
-    /// It is room for the answer.
-    pub(super) lands: bool,
+    /// Where the command's data lies at the client.
+    pub(super) from: RemoteMemory,
+    /// Where the answer's data goes.
+    pub(super) into: RemoteMemory,
 }
 
 #[derive(Debug)]

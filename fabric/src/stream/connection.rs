@@ -5,10 +5,16 @@
 //! away until it has ended its side too, so that the last PDU is not lost to a reset.
 
 use super::ByteStream;
-use super::input::{Input, Pull, Received};
+use super::input::{IMPOSSIBLE, Input, Pull, Received};
 use super::queue::{SendQueue, Sent};
 use crate::Buffer;
-use crate::transport::{CloseReason, ConnId, Sink};
+use crate::pdu::Response;
+use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink};
+use std::io::{self, ErrorKind};
+use zerocopy::IntoBytes;
+
+/// Where a command's data should be is not the peer's memory.
+const ELSEWHERE: &str = "memory that the peer does not lend";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -38,6 +44,8 @@ pub(super) struct Connection<S, B> {
     pub(super) in_dirty: bool,
     /// When bytes last left, or began to wait.
     pub(super) progress_us: u64,
+    /// Bytes in the peer's memory of which it has not been told.
+    pub(super) placed_bytes: usize,
 }
 
 impl<S: ByteStream, B: Buffer> Connection<S, B> {
@@ -55,6 +63,7 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
             in_ready: false,
             in_dirty: false,
             progress_us: now_us,
+            placed_bytes: 0,
         }
     }
 
@@ -81,12 +90,55 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
         self.broken.get_or_insert(reason);
     }
 
+    /// Its end was reported: what is left is to tell the peer, in order.
+    pub(super) fn mend(&mut self) {
+        self.broken = None;
+    }
+
     /// Ends it in order.
     pub(super) fn finish(&mut self, now_us: u64) {
         if self.phase == Phase::Open {
             self.phase = Phase::Finishing;
             self.progress_us = now_us;
         }
+    }
+
+    /// Queues a response and its data: in the peer's memory if the command names some that holds it,
+    /// else behind the response.
+    pub(super) fn push(
+        &mut self,
+        pdu: &[u8],
+        remote: RemoteMemory,
+        payloads: &mut dyn Iterator<Item = Payload<B>>,
+    ) -> Result<(), &'static str> {
+        if remote.key != 0
+            && let Some(memory) = self.stream.memory()
+            && let Some(placed) = Response::placed(pdu, remote.length)
+        {
+            let mut address = remote.address;
+            self.placed_bytes += placed.data_length.get() as usize;
+            for Payload { buffer, range } in payloads {
+                let bytes = &buffer.as_ref()[range];
+                let put = Some(memory).filter(|memory| memory.key() == remote.key);
+                put.and_then(|memory| memory.put(address, bytes)).ok_or(ELSEWHERE)?;
+                address += bytes.len() as u64;
+            }
+            return self.output.push_small(placed.as_bytes());
+        }
+        let queued = self.output.push_small(pdu);
+        payloads.for_each(|payload| self.output.push_payload(payload));
+        queued
+    }
+
+    /// Copies `remote` out of the peer's memory. `None`: it lies in none.
+    pub(super) fn fetch(
+        &mut self,
+        remote: RemoteMemory,
+        into: &mut [u8],
+    ) -> Option<Result<(), &'static str>> {
+        let memory = self.stream.memory().filter(|_| remote.key != 0)?;
+        let get = Some(memory).filter(|memory| memory.key() == remote.key);
+        Some(get.and_then(|memory| memory.get(remote.address, into)).ok_or(ELSEWHERE))
     }
 
     pub(super) fn expect(&mut self, pull: Pull<B>) {
@@ -131,6 +183,7 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
 
     /// Sends what the stream takes. Returns `true` if it would take more at once.
     pub(super) fn send(&mut self, now_us: u64, short_blocks: bool) -> bool {
+        self.placed_bytes = 0;
         match self.output.write_to(&mut self.stream, short_blocks) {
             Ok((sent, bytes)) => {
                 if bytes > 0 {
@@ -142,8 +195,8 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
                 }
                 sent == Sent::Some
             }
-            Err(_) => {
-                self.break_off(CloseReason::Lost);
+            Err(error) => {
+                self.break_off(why(&error));
                 false
             }
         }
@@ -164,5 +217,13 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
 
     pub(super) fn is_broken(&self) -> bool {
         self.broken.is_some()
+    }
+}
+
+/// What an error of the stream says about its peer.
+fn why(error: &io::Error) -> CloseReason {
+    match error.kind() {
+        ErrorKind::InvalidData => CloseReason::Protocol(IMPOSSIBLE),
+        _ => CloseReason::Lost,
     }
 }

@@ -19,6 +19,9 @@ const BULK_BYTES: usize = 32 << 10;
 /// While such a pull waits for its DATA, so much is read ahead: what was read ahead is copied.
 const READ_AHEAD_BYTES: usize = 4 << 10;
 
+/// What a stream over shared memory finds out by itself.
+pub(super) const IMPOSSIBLE: &str = "indices that no ring can have";
+
 /// A pull that has not ended.
 #[derive(Debug)]
 pub(super) struct Pull<B> {
@@ -216,6 +219,7 @@ fn after(error: ErrorKind) -> Received {
     match error {
         ErrorKind::WouldBlock => Received::Empty,
         ErrorKind::Interrupted => Received::More(0),
+        ErrorKind::InvalidData => Received::Closed(CloseReason::Protocol(IMPOSSIBLE)),
         _ => Received::Closed(CloseReason::Lost),
     }
 }

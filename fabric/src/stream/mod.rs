@@ -1,7 +1,8 @@
 //! The byte-stream transport: one framing over any non-blocking stream.
 //!
 //! From the wire upwards: a [`Listener`] makes [`ByteStream`]s and says which of them are ready
-//! ([`tcp`] and [`sim`] are the two); a connection cuts the bytes into PDUs, steers DATA payload
+//! ([`tcp`], [`sim`] and [`crate::shm`] are the three; the last one's peers also lend memory, in which
+//! bulk data moves past the stream); a connection cuts the bytes into PDUs, steers DATA payload
 //! into the buffer that was pulled for it and queues what leaves; [`StreamTransport`] keeps the
 //! table of connections and is the [`crate::transport::Transport`] that a server runs on.
 
@@ -25,6 +26,21 @@ pub trait ByteStream: Read + Write {
     /// # Errors
     /// The stream is broken.
     fn finish(&mut self) -> io::Result<()>;
+
+    /// The peer's memory, where bulk data can be moved without the stream.
+    fn memory(&self) -> Option<&dyn PeerMemory> {
+        None
+    }
+}
+
+/// Memory of the peer's that this side reaches. The peer may change it at any time.
+pub trait PeerMemory {
+    /// What commands call it; 0 stands for the stream.
+    fn key(&self) -> u32;
+    /// Copies out of it. `None`: the range is not inside, and nothing was copied.
+    fn get(&self, address: u64, into: &mut [u8]) -> Option<()>;
+    /// Copies into it. `None`: the range is not inside, and nothing was copied.
+    fn put(&self, address: u64, from: &[u8]) -> Option<()>;
 }
 
 /// What has become possible on a watched stream. May be said again, or when it is no longer so.
@@ -71,5 +87,10 @@ pub trait Listener {
     /// A descriptor that turns readable when `ready` has something to say.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// As [`crate::transport::Transport::may_sleep`].
+    fn may_sleep(&mut self) -> bool {
+        true
     }
 }

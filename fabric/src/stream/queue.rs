@@ -55,10 +55,10 @@ impl<B: Buffer> SendQueue<B> {
         self.entries.is_empty()
     }
 
-    /// Appends bytes that are copied. `false`: there are too many already, and these were not.
-    pub(super) fn push_small(&mut self, bytes: &[u8]) -> bool {
+    /// Appends bytes that are copied, unless too many wait already.
+    pub(super) fn push_small(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         if self.small.len() - self.small_head + bytes.len() > SMALL_BYTES_MAX {
-            return false;
+            return Err("the peer does not read");
         }
         if self.small_head > self.small.len() / 2 {
             self.small.drain(..self.small_head);
@@ -69,7 +69,7 @@ impl<B: Buffer> SendQueue<B> {
             Some(Entry::Small(length)) => *length += bytes.len(),
             _ => self.entries.push_back(Entry::Small(bytes.len())),
         }
-        true
+        Ok(())
     }
 
     /// Appends bulk data, which is not copied.

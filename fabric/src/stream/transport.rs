@@ -24,6 +24,8 @@ const EVENTS_MAX: usize = 256;
 /// Once so many bytes were read in one go it is the others' turn. Large enough that the answers to
 /// several large stores leave in one write.
 const BUDGET_BYTES: usize = 512 << 10;
+/// Once so many bytes lie in a peer's memory, it is told of them.
+const EARLY_BYTES: usize = 16 << 10;
 /// How often the connections that wait for their peer are looked at, in microseconds.
 const SWEEP_US: u64 = 100_000;
 
@@ -213,11 +215,17 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
             return;
         };
+        if connection.reported {
+            // It was told, and goes on: its stream is of no more use.
+            return self.end(number, CloseReason::Lost, sink);
+        }
         while let Some(pull) = connection.give_up() {
             sink.pulled(connection.id, pull.cid, pull.buffer, false);
         }
         connection.reported = true;
-        connection.output().push_small(GoAway::new(GoAwayReason::Protocol).as_bytes());
+        connection.mend();
+        let told = connection.output().push_small(GoAway::new(GoAwayReason::Protocol).as_bytes());
+        log::debug!("a peer broke the protocol ({what}); it will be told: {}", told.is_ok());
         connection.finish(now_us);
         sink.closed(connection.id, CloseReason::Protocol(what));
         mark(&mut self.ready, &mut connection.in_ready, number);
@@ -270,14 +278,18 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
     }
 
     /// Queues bytes with `queue`; what `send` and `push` have in common.
-    fn queue(&mut self, conn: ConnId, queue: impl FnOnce(&mut Connection<L::Stream, B>) -> bool) {
+    fn queue(
+        &mut self,
+        conn: ConnId,
+        queue: impl FnOnce(&mut Connection<L::Stream, B>) -> Result<(), &'static str>,
+    ) {
         let now_us = self.now_us;
         let Some(connection) = self.open(conn) else { return };
         if !connection.is_waiting() {
             connection.progress_us = now_us;
         }
-        if !queue(connection) {
-            connection.break_off(CloseReason::Protocol("the peer does not read"));
+        if let Err(what) = queue(connection) {
+            connection.break_off(CloseReason::Protocol(what));
             self.report_soon(conn.slot);
             return;
         }
@@ -286,6 +298,21 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
             self.dirty.push_back(conn.slot);
         }
         self.watch_over();
+    }
+
+    /// The peer takes its data out of its memory while this side puts the next there: without this,
+    /// each would wait until the other has moved all that is in flight.
+    fn send_early(&mut self, conn: ConnId) {
+        let now_us = self.now_us;
+        let Some(connection) = self.open(conn) else { return };
+        if connection.placed_bytes < EARLY_BYTES || !connection.writable {
+            return;
+        }
+        // It stays among the dirty ones, where what is left is seen to.
+        connection.send(now_us, L::SHORT_BLOCKS);
+        if connection.is_broken() {
+            self.report_soon(conn.slot);
+        }
     }
 
     fn report_soon(&mut self, number: u16) {
@@ -326,17 +353,14 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         &mut self,
         conn: ConnId,
         pdu: &[u8],
-        _remote: RemoteMemory,
+        remote: RemoteMemory,
         payloads: &mut dyn Iterator<Item = Payload<B>>,
     ) {
-        self.queue(conn, |connection| {
-            let queued = connection.output().push_small(pdu);
-            payloads.for_each(|payload| connection.output().push_payload(payload));
-            queued
-        });
+        self.queue(conn, |connection| connection.push(pdu, remote, payloads));
+        self.send_early(conn);
     }
 
-    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: B) {
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, mut buffer: B) {
         let length = remote.length as usize;
         assert!(length <= VALUE_BYTES_MAX, "a pull longer than any value");
         assert!(length <= buffer.as_ref().len(), "a pull longer than its buffer");
@@ -345,6 +369,14 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
             self.ended.push(Ended { conn, cid, buffer, complete });
             return;
         };
+        if let Some(fetched) = connection.fetch(remote, &mut buffer.as_mut()[..length]) {
+            if let Err(what) = fetched {
+                connection.break_off(CloseReason::Protocol(what));
+                self.report_soon(conn.slot);
+            }
+            self.ended.push(Ended { conn, cid, buffer, complete: fetched.is_ok() });
+            return;
+        }
         connection.expect(Pull { cid, length, filled: 0, buffer });
         let transfer = Transfer { cid, offset: 0, length: remote.length };
         self.send(conn, ReadyToTransfer::new(transfer).as_bytes());
@@ -405,5 +437,9 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         self.listener.wait_fd()
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        self.listener.may_sleep()
     }
 }

@@ -93,13 +93,13 @@ unsafe extern "C" {
         value: *mut c_void,
         length: usize,
     ) -> c_int;
-    fn rdma_bind_addr(id: *mut RawId, address: *mut nix::libc::sockaddr) -> c_int;
+    fn rdma_bind_addr(id: *mut RawId, address: *mut libc::sockaddr) -> c_int;
     fn rdma_listen(id: *mut RawId, backlog: c_int) -> c_int;
     fn rdma_get_src_port(id: *mut RawId) -> u16;
     fn rdma_resolve_addr(
         id: *mut RawId,
-        from: *mut nix::libc::sockaddr,
-        to: *mut nix::libc::sockaddr,
+        from: *mut libc::sockaddr,
+        to: *mut libc::sockaddr,
         timeout_ms: c_int,
     ) -> c_int;
     fn rdma_resolve_route(id: *mut RawId, timeout_ms: c_int) -> c_int;

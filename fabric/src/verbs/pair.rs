@@ -273,7 +273,7 @@ impl<B: Steady> Pair<B> {
         // destroyed, and which nobody reads while `posted` says so.
         let failed = unsafe {
             let post = (*(*self.raw).context).ops.post_recv;
-            post.map_or(nix::libc::EOPNOTSUPP, |post| {
+            post.map_or(libc::EOPNOTSUPP, |post| {
                 post(self.raw, self.receive_works.as_mut_ptr(), &mut refused)
             })
         };
@@ -321,7 +321,7 @@ impl<B: Steady> Pair<B> {
         // READ's piece is memory that its buffer gave out mutably, and the buffer is not touched until then.
         let failed = unsafe {
             let post = (*(*self.raw).context).ops.post_send;
-            post.map_or(nix::libc::EOPNOTSUPP, |post| {
+            post.map_or(libc::EOPNOTSUPP, |post| {
                 post(self.raw, self.works.as_mut_ptr(), &mut refused)
             })
         };
@@ -519,7 +519,7 @@ fn create(
             return Ok((raw, wanted.cap.max_inline_data));
         }
         let error = std::io::Error::last_os_error();
-        if error.raw_os_error() != Some(nix::libc::EINVAL) {
+        if error.raw_os_error() != Some(libc::EINVAL) {
             break;
         }
     }

@@ -233,7 +233,10 @@ struct CutConnector {
 impl forebay_fabric::client::Connector for CutConnector {
     type Stream = forebay_fabric::stream::sim::SimStream;
 
-    fn connect(&mut self, address: std::net::SocketAddr) -> std::io::Result<Self::Stream> {
+    fn connect(
+        &mut self,
+        address: &forebay_fabric::client::Address,
+    ) -> std::io::Result<Self::Stream> {
         let stream = self.inner.connect(address)?;
         self.inner.house.borrow().net.cut_at(stream.id(), self.direction, self.byte);
         Ok(stream)

@@ -3,7 +3,9 @@
 use crate::support::{NS, address, bytes, client_config};
 use bytes::Bytes;
 use forebay_fabric::Status;
-use forebay_fabric::client::{ClientError, Connector, Done, Pipeline, Request, Slot, StoreItem};
+use forebay_fabric::client::{
+    Address, ClientError, Connector, Done, Pipeline, Request, Slot, StoreItem,
+};
 use forebay_fabric::pdu::{
     Auth, Command, CommonHeader, Data, Endpoint, GoAway, GoAwayReason, ItemResult, Outcome,
     PduType, Ping, ReadyToTransfer, Response, Transfer, Welcome, crc32c, response_flags,
@@ -12,7 +14,6 @@ use forebay_fabric::stream::Listener;
 use forebay_fabric::stream::sim::{SimListener, SimNet, SimProfile, SimStream};
 use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -82,8 +83,8 @@ impl Peer {
 impl Connector for Peer {
     type Stream = SimStream;
 
-    fn connect(&mut self, address: SocketAddr) -> io::Result<SimStream> {
-        self.net.connect(address)
+    fn connect(&mut self, address: &Address) -> io::Result<SimStream> {
+        self.net.connect(address.tcp()?)
     }
 
     fn wait(&mut self, slots: &[Slot<SimStream>], timeout_us: u64) -> io::Result<()> {

@@ -7,6 +7,8 @@ mod hostile;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]
+mod shm;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tcp;

@@ -264,7 +264,7 @@ fn any_reactor_of_any_configured_address_will_do() {
     let house = house(3);
     for reactor in 0..3 {
         let mut config = client_config(14);
-        config.addresses = vec![address(90), address(reactor)];
+        config.addresses = vec![address(90).into(), address(reactor).into()];
         let mut client = Client::over(connect_with(&house, config).unwrap());
         assert_eq!(client.pipeline().reactors(), 3);
         client.store(NS, &[reactor as u8], &b"x"[..]).unwrap();
@@ -276,7 +276,7 @@ fn any_reactor_of_any_configured_address_will_do() {
     );
     assert!(matches!(none.err(), Some(ClientError::NoAddress)));
     let mut elsewhere = config;
-    elsewhere.addresses = vec![address(90)];
+    elsewhere.addresses = vec![address(90).into()];
     let refused = connect_with(&house, elsewhere).err().unwrap().to_string();
     assert_eq!(refused, "cannot connect to 10.0.0.1:7090: connection refused");
 }

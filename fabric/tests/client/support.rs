@@ -3,16 +3,17 @@
 
 use forebay_fabric::Status;
 use forebay_fabric::client::{
-    ClientConfig, ClientError, Connector, Done, NamespaceId, Pipeline, Request, Slot,
+    Address, ClientConfig, ClientError, Connector, Done, NamespaceId, Pipeline, Request, Slot,
 };
 use forebay_fabric::pdu::{
     Capsule, Endpoint, ItemResult, ListEntry, Opcode, crc32c, response_flags,
 };
 use forebay_fabric::route::shard_of;
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
+use forebay_fabric::shm::Shm;
 use forebay_fabric::stream::sim::{SimListener, SimNet, SimProfile, SimStream};
 use forebay_fabric::stream::tcp::Tcp;
-use forebay_fabric::stream::{StreamConfig, StreamTransport};
+use forebay_fabric::stream::{Listener, StreamConfig, StreamTransport};
 use forebay_fabric::transport::{Payload, Transport};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -83,7 +84,7 @@ pub(crate) struct Memory {
 }
 
 #[derive(Debug, Default)]
-struct Desk {
+pub(crate) struct Desk {
     reactor: u16,
     pool: [u8; 16],
     shard_map: Vec<u16>,
@@ -166,7 +167,7 @@ fn plain(status: Status, result: u64) -> Reply<Vec<u8>> {
 }
 
 impl Desk {
-    fn new(config: &ServerConfig, memory: &Rc<RefCell<Memory>>) -> Self {
+    pub(crate) fn new(config: &ServerConfig, memory: &Rc<RefCell<Memory>>) -> Self {
         Self {
             reactor: config.reactor,
             pool: config.pool,
@@ -415,7 +416,11 @@ impl House {
 }
 
 /// One reactor's turn.
-fn turn<T: Transport<Buffer = Vec<u8>>>(server: &mut Server<T>, desk: &mut Desk, now_us: u64) {
+pub(crate) fn turn<T: Transport<Buffer = Vec<u8>>>(
+    server: &mut Server<T>,
+    desk: &mut Desk,
+    now_us: u64,
+) {
     desk.now_us = now_us;
     server.poll(now_us, desk);
     for id in desk.swallowed.drain(..) {
@@ -432,24 +437,52 @@ fn turn<T: Transport<Buffer = Vec<u8>>>(server: &mut Server<T>, desk: &mut Desk,
 }
 
 /// A house of one thread that listens on real sockets, until it is dropped.
-pub(crate) struct TcpHouse {
-    pub(crate) addresses: Vec<SocketAddr>,
+pub(crate) struct ThreadHouse {
+    pub(crate) addresses: Vec<Address>,
     /// Sent to and taken: restart. Hung up: end.
     orders: Option<mpsc::SyncSender<()>>,
     thread: Option<thread::JoinHandle<()>>,
+    _folder: Option<tempfile::TempDir>,
 }
 
-impl TcpHouse {
-    pub(crate) fn start(reactors: u16, addresses: Option<Vec<SocketAddr>>) -> Self {
+impl ThreadHouse {
+    pub(crate) fn tcp(reactors: u16) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let free = || Tcp::bind(any).unwrap().local_addr().unwrap();
-        let addresses = addresses.unwrap_or_else(|| (0..reactors).map(|_| free()).collect());
+        let addresses: Vec<_> = (0..reactors).map(|_| free()).collect();
+        let listen = addresses.clone();
+        Self::start(addresses.into_iter().map(Address::Tcp).collect(), None, move || {
+            let endpoints = (0..).zip(&listen).map(|(r, at)| Endpoint::tcp(r, *at)).collect();
+            (listen.iter().map(|at| Tcp::bind(*at).unwrap()).collect(), endpoints)
+        })
+    }
+
+    pub(crate) fn shm(reactors: u16) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shm");
+        Self::start(vec![Address::shm(&path)], Some(folder), move || {
+            let listeners = (0..reactors).map(|r| Shm::bind(&path, r, 0o600).unwrap());
+            (listeners.collect(), (0..reactors).map(Endpoint::shm).collect())
+        })
+    }
+
+    fn start<L: Listener + 'static>(
+        addresses: Vec<Address>,
+        folder: Option<tempfile::TempDir>,
+        listen: impl Fn() -> (Vec<L>, Vec<Endpoint>) + Send + 'static,
+    ) -> Self {
         let (orders, inbox) = mpsc::sync_channel(0);
         let (up, is_up) = mpsc::sync_channel(1);
-        let listen = addresses.clone();
-        let thread = thread::spawn(move || while serve(&listen, &up, &inbox) {});
+        let thread = thread::spawn(move || {
+            loop {
+                let (listeners, endpoints) = listen();
+                if !serve(listeners, endpoints, &up, &inbox) {
+                    break;
+                }
+            }
+        });
         is_up.recv().unwrap();
-        Self { addresses, orders: Some(orders), thread: Some(thread) }
+        Self { addresses, orders: Some(orders), thread: Some(thread), _folder: folder }
     }
 
     /// Everything that it held is gone when this returns.
@@ -458,7 +491,7 @@ impl TcpHouse {
     }
 }
 
-impl Drop for TcpHouse {
+impl Drop for ThreadHouse {
     fn drop(&mut self) {
         drop(self.orders.take());
         let ended = self.thread.take().map(|thread| thread.join());
@@ -467,15 +500,19 @@ impl Drop for TcpHouse {
 }
 
 /// Serves until there is an order; `true` if it is to start anew.
-fn serve(addresses: &[SocketAddr], up: &mpsc::SyncSender<()>, orders: &mpsc::Receiver<()>) -> bool {
+fn serve<L: Listener>(
+    listeners: Vec<L>,
+    endpoints: Vec<Endpoint>,
+    up: &mpsc::SyncSender<()>,
+    orders: &mpsc::Receiver<()>,
+) -> bool {
     let memory = Rc::default();
-    let endpoints = (0..).zip(addresses).map(|(r, at)| Endpoint::tcp(r, *at)).collect::<Vec<_>>();
-    let mut config = House::config(addresses.len() as u16, 1);
+    let mut config = House::config(endpoints.len() as u16, 1);
     config.endpoints = endpoints;
     let mut reactors: Vec<_> = (0..)
-        .zip(addresses)
-        .map(|(reactor, at)| {
-            let transport = StreamTransport::new(Tcp::bind(*at).unwrap(), StreamConfig::default());
+        .zip(listeners)
+        .map(|(reactor, listener)| {
+            let transport = StreamTransport::new(listener, StreamConfig::default());
             let config = ServerConfig { reactor, ..config.clone() };
             let desk = Desk::new(&config, &memory);
             (Server::new(transport, config), desk)
@@ -512,8 +549,8 @@ impl SimConnector {
 impl Connector for SimConnector {
     type Stream = SimStream;
 
-    fn connect(&mut self, address: SocketAddr) -> io::Result<SimStream> {
-        let stream = self.house.borrow().net.connect(address)?;
+    fn connect(&mut self, address: &Address) -> io::Result<SimStream> {
+        let stream = self.house.borrow().net.connect(address.tcp()?)?;
         self.opened.borrow_mut().push(stream.id());
         Ok(stream)
     }

@@ -2,13 +2,13 @@
 //! fabric's clock, so that runs replay.
 
 use forebay_fabric::Status;
-use forebay_fabric::client::{ClientConfig, Connector, Pipeline, Slot};
+use forebay_fabric::client::{Address, ClientConfig, Connector, Pipeline, Slot};
 use forebay_fabric::pdu::{Capsule, Endpoint, ItemResult, Opcode, crc32c, response_flags};
-use forebay_fabric::rdma::client::{Hub, Lend, Line, client_shape};
+use forebay_fabric::rdma::client::{Hub, Line, client_shape};
 use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeVerbs};
 use forebay_fabric::rdma::{RdmaConfig, RdmaTransport};
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
-use forebay_fabric::transport::{Payload, RemoteMemory};
+use forebay_fabric::transport::Payload;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -276,8 +276,8 @@ impl FakeConnector {
 impl Connector for FakeConnector {
     type Stream = Line<FakeVerbs<Vec<u8>>>;
 
-    fn connect(&mut self, address: SocketAddr) -> io::Result<Self::Stream> {
-        self.hub.connect(address)
+    fn connect(&mut self, address: &Address) -> io::Result<Self::Stream> {
+        self.hub.connect(address.tcp()?)
     }
 
     fn wait(&mut self, slots: &[Slot<Self::Stream>], timeout_us: u64) -> io::Result<()> {
@@ -292,15 +292,6 @@ impl Connector for FakeConnector {
 
     fn now_us(&mut self) -> u64 {
         self.house.borrow().net.now_us()
-    }
-
-    fn lend(
-        &mut self,
-        stream: &mut Self::Stream,
-        cid: u16,
-        lend: Lend<'_>,
-    ) -> Option<RemoteMemory> {
-        stream.lend(cid, lend).ok()
     }
 }
 

@@ -6,7 +6,6 @@
 use std::ops::Range;
 
 use super::faults::{Chances, Scheduled};
-use crate::BLOCK_BYTES;
 use crate::sim::{Faults, Latency};
 use crate::spec::registers::Version;
 
@@ -142,15 +141,6 @@ impl EmulatedConfig {
         let pairs = self.queues.min(256) as usize + 1;
         let needed = 0x1000 + 2 * pairs * stride;
         self.registers.bar_bytes.unwrap_or(needed).max(0x1008).next_multiple_of(4096)
-    }
-
-    /// Namespaces of one size in 4 KiB blocks, whatever their logical blocks.
-    #[must_use]
-    pub fn with_blocks(mut self, blocks: u64) -> Self {
-        for namespace in &mut self.namespaces {
-            namespace.lbas = blocks * BLOCK_BYTES as u64 / namespace.lba_bytes().max(1);
-        }
-        self
     }
 }
 

@@ -127,12 +127,6 @@ impl EmulatedController {
         self.device.borrow().trace.clone()
     }
 
-    /// What it is and what goes wrong with it by chance, as it was made and changed since.
-    #[must_use]
-    pub fn config(&self) -> EmulatedConfig {
-        self.device.borrow().config.clone()
-    }
-
     /// Makes it another drive: what Identify and the grants say from now on. Registers follow at the next reset
     /// of the function, namespaces stay: see [`EmulatedController::change_namespace`].
     pub fn reconfigure(&self, change: impl FnOnce(&mut EmulatedConfig)) {

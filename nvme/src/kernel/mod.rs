@@ -5,6 +5,8 @@
 //! length, since the kernel maps what it is given and a device writes what the command says. Each call
 //! blocks until the command has ended; the kernel's timeout ends it if the device does not.
 //!
+//! Beside it [`reread_partitions`], for after a format.
+//!
 //! What breaks it: a controller that writes past what it was asked for, on a machine without an IOMMU.
 
 #![expect(
@@ -66,6 +68,24 @@ nix::ioctl_readwrite!(
     AdminCommand
 );
 const _: () = assert!(nix::request_code_readwrite!(b'N', 0x41, 72) == 0xc048_4e41);
+
+nix::ioctl_none!(
+    /// `BLKRRPART` of `linux/fs.h`.
+    block_reread_partitions,
+    0x12,
+    95
+);
+
+/// Has the kernel look at the partition table of an open block device again; it must be the whole one.
+/// A descriptor that claims the device (`O_EXCL`) may do so, and needs not let go of it.
+///
+/// # Errors
+/// One of its partitions is in use, the caller is not root, or it is no whole block device.
+pub fn reread_partitions(disk: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the call has no argument. On what is no block device it is ENOTTY.
+    unsafe { block_reread_partitions(disk.as_raw_fd()) }?;
+    Ok(())
+}
 
 /// Why a command was not done. Every message says what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -271,6 +291,12 @@ mod tests {
         assert!(matches!(unknown, KernelError::Unknown { opcode: 0x11 }), "{unknown}");
         let refused = null.admin(&identify, &mut data).unwrap_err();
         assert!(refused.to_string().contains("it is no NVMe controller"), "{refused}");
+    }
+
+    #[test]
+    fn only_a_disk_has_partitions() {
+        let null = reread_partitions(&File::open("/dev/null").unwrap()).unwrap_err();
+        assert_eq!(null.raw_os_error(), Some(Errno::ENOTTY as i32), "{null}");
     }
 
     #[test]

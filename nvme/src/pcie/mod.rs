@@ -44,7 +44,7 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// How long a namespace may be formatted, in milliseconds: erasing all of a large drive takes hours, and a reset
 /// in the middle of it can leave a drive that is of no use.
-pub const FORMAT_TIMEOUT_MS: u64 = 48 * 3_600_000;
+pub const FORMAT_TIMEOUT_MS: u32 = 48 * 3_600_000;
 
 /// How a drive is driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

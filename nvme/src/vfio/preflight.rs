@@ -3,14 +3,12 @@
 //! Guarantees: reads only. What it says may be over a moment later; the kernel then refuses, and that is an error
 //! as well.
 
-use crate::pci::{CLASS_NVME, Function, PciAddress, Sysfs};
+use crate::pci::{CLASS_NVME, Function, PciAddress, Sysfs, shares_vfio_group};
 
 use super::OpenError;
 
 /// The one driver that gives devices to user space here.
 const DRIVER: &str = "vfio-pci";
-/// Drivers whose devices may stay in a group that user space drives: they do no DMA of their own.
-const HARMLESS: [&str; 3] = [DRIVER, "pci-stub", "pcieport"];
 
 /// The IOMMU group of the NVMe drive at `address`, which is bound and not in anybody's way.
 pub(super) fn check(sysfs: &Sysfs, address: PciAddress) -> Result<(Function, u32), OpenError> {
@@ -36,8 +34,7 @@ pub(super) fn check(sysfs: &Sysfs, address: PciAddress) -> Result<(Function, u32
 pub(super) fn shared(sysfs: &Sysfs, function: &Function, group: u32) -> OpenError {
     let in_use = |member: &PciAddress| {
         let driver = sysfs.function(*member)?.driver()?;
-        let harmless = HARMLESS.contains(&driver.as_str());
-        (!harmless).then(|| format!("{member} (driver `{driver}`)"))
+        (!shares_vfio_group(&driver)).then(|| format!("{member} (driver `{driver}`)"))
     };
     let others: Vec<String> = function.group_members().iter().filter_map(in_use).collect();
     let others = if others.is_empty() { "devices in use".into() } else { others.join(", ") };

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// The status of a script whose time was up, as timeout(1) has it.
 const TIME_UP: i32 = 124;
+/// How long a script's output may take behind its end: the guest is slow.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<_> = std::env::args().collect();
@@ -141,12 +143,13 @@ fn run(id: u64, script: &str, timeout: Duration) -> anyhow::Result<Tell> {
         }
         Err(RecvTimeoutError::Disconnected) => bail!("nobody waits for the script"),
     };
-    let text = |bytes: &Receiver<Vec<u8>>| {
-        // What outlives the script may hold the pipe open: its words do not count.
-        let bytes = bytes.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+    let text = |bytes: &Receiver<Vec<u8>>| match bytes.recv_timeout(LAST_WORDS) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        // What was killed has no last word; what survived it (in a group of its own) holds the pipe.
+        Err(_) if status == TIME_UP => Ok(String::new()),
+        Err(_) => bail!("it ended, but what it started holds its output open"),
     };
-    Ok(Tell::Ran { id, status, stdout: text(&stdout), stderr: text(&stderr) })
+    Ok(Tell::Ran { id, status, stdout: text(&stdout)?, stderr: text(&stderr)? })
 }
 
 fn collect(from: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {

@@ -142,12 +142,6 @@ impl<'m, 'p> Daemon<'m, 'p> {
         &self.process
     }
 
-    /// Where it serves, from outside.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     fn client_config(&self) -> ClientConfig {
         ClientConfig {
             timeout_us: OPERATION_US,

@@ -55,12 +55,6 @@ impl Drive {
         self.option("logical_block_size", bytes.into()).option("physical_block_size", bytes.into())
     }
 
-    /// The largest transfer, in pages as a power of two; 7 without this: 512 KiB.
-    #[must_use]
-    pub fn mdts(self, mdts: u8) -> Self {
-        self.option("mdts", mdts.into())
-    }
-
     /// Any property of QEMU's `nvme`.
     #[must_use]
     pub fn option(mut self, name: &str, value: Value) -> Self {

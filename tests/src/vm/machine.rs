@@ -17,6 +17,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+/// Cores of a machine: a daemon with two reactors has both.
+const CORES: u32 = 2;
+/// Its memory, in MiB.
+const MEMORY_MIB: u32 = 2048;
 /// How long a boot may take.
 const BOOT: Duration = Duration::from_secs(180);
 /// How long a short command may take.
@@ -41,7 +45,7 @@ pub struct Machine<'p> {
 
 impl<'p> Machine<'p> {
     pub(super) fn boot(place: &'p Place) -> anyhow::Result<Self> {
-        let lock = File::create(place.prepared.lock_file()).context("the lock of the machine")?;
+        let lock = File::create(lock_file()).context("the lock of the machine")?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive);
         let lock = lock.map_err(|(_, error)| error).context("waiting for the other machine")?;
         let (port, mut caches, mut media) = (free_ports()?, Vec::new(), Vec::new());
@@ -251,12 +255,6 @@ pub struct Process<'m, 'p> {
 }
 
 impl Process<'_, '_> {
-    /// Its number in the guest.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
     /// Sends a signal (`KILL`, `TERM`) to it.
     ///
     /// # Errors
@@ -304,6 +302,11 @@ impl Process<'_, '_> {
     }
 }
 
+/// Held while a machine runs: one for each user of this host, whichever checkout the tests are of.
+fn lock_file() -> PathBuf {
+    Path::new("/tmp").join(format!("forebay-vm-{}.lock", nix::unistd::getuid()))
+}
+
 fn start_qemu(place: &Place, media: &[PathBuf], port: u16) -> anyhow::Result<Child> {
     let log = File::create(place.path("qemu.log"))?;
     let mut command = bound_to_this_thread("qemu-system-x86_64");
@@ -322,8 +325,8 @@ fn arguments(place: &Place, media: &[PathBuf], port: u16) -> Vec<String> {
     add("-M", "q35,kernel-irqchip=split".to_owned());
     add("-accel", "tcg,thread=multi".to_owned());
     add("-cpu", "max".to_owned());
-    add("-smp", place.cores.to_string());
-    add("-m", format!("{}M", place.memory_mib));
+    add("-smp", CORES.to_string());
+    add("-m", format!("{MEMORY_MIB}M"));
     add("-display", "none".to_owned());
     add("-kernel", kernel.display().to_string());
     add("-initrd", initramfs.display().to_string());

@@ -4,6 +4,7 @@ use super::drive::{Backing, Drive};
 use super::machine::Machine;
 use super::prepared::Prepared;
 use anyhow::Context as _;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,19 +16,21 @@ const KEPT_BYTES: u64 = 4 << 20;
 /// What a test may write to all its drives together, in bytes.
 const ROOM_BYTES: u64 = 2 << 30;
 
-/// How the folder of a place is called, before the number of its process.
-const PREFIX: &str = "forebay-vm-";
+/// How the folder of a place is called, before what makes it its own.
+const PREFIX: &str = "forebay-vm-place-";
+/// The file in it that is locked as long as it is needed.
+const ALIVE: &str = "alive";
 
 /// A machine that can be booted, again and again, on the same drives. See the module above.
 #[derive(Debug)]
 pub struct Place {
     pub(super) prepared: Prepared,
     pub(super) drives: Vec<Drive>,
-    pub(super) cores: u32,
-    pub(super) memory_mib: u32,
     pub(super) iommu: bool,
     name: String,
     folder: tempfile::TempDir,
+    /// Held as long as the folder is needed, wherever its process is seen from.
+    _alive: Flock<File>,
 }
 
 impl Place {
@@ -41,12 +44,14 @@ impl Place {
         let parent =
             if free_bytes(memory) >= ROOM_BYTES { memory.to_owned() } else { std::env::temp_dir() };
         clear_away(&parent);
-        let prefix = format!("{PREFIX}{}-", std::process::id());
-        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(&parent);
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent);
         let folder = folder.with_context(|| format!("a folder in {}", parent.display()))?;
+        let alive = File::create(folder.path().join(ALIVE))?;
+        let alive = Flock::lock(alive, FlockArg::LockExclusiveNonblock);
+        let _alive = alive.map_err(|(_, error)| error).context("a new folder is somebody's")?;
         std::fs::create_dir(folder.path().join("share"))?;
         let (prepared, name, drives) = (prepared.clone(), name.to_owned(), Vec::new());
-        Ok(Self { prepared, drives, cores: 2, memory_mib: 2048, iommu: true, name, folder })
+        Ok(Self { prepared, drives, iommu: true, name, folder, _alive })
     }
 
     /// Adds a drive; the first one is number 0.
@@ -59,20 +64,6 @@ impl Place {
         }
         self.drives.push(drive);
         Ok(self)
-    }
-
-    /// With so many cores.
-    #[must_use]
-    pub fn cores(mut self, cores: u32) -> Self {
-        self.cores = cores;
-        self
-    }
-
-    /// With so much memory.
-    #[must_use]
-    pub fn memory_mib(mut self, mib: u32) -> Self {
-        self.memory_mib = mib;
-        self
     }
 
     /// As on a machine whose firmware has the IOMMU switched off.
@@ -158,15 +149,18 @@ impl Drop for Place {
 fn clear_away(parent: &Path) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
-        let owner = owner.and_then(|owner| owner.parse::<u32>().ok());
-        let is_dead = |owner: u32| !Path::new("/proc").join(owner.to_string()).exists();
-        if owner.is_some_and(is_dead) {
-            // It may be another user's, or go in this moment.
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if ours && is_left_behind(&entry.path()) {
+            // It may go in this moment.
             std::fs::remove_dir_all(entry.path()).unwrap_or_default();
         }
     }
+}
+
+/// Whether nobody holds the folder. One without the file is being made, or empty.
+fn is_left_behind(folder: &Path) -> bool {
+    let alive = File::open(folder.join(ALIVE));
+    alive.is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok())
 }
 
 /// What may still be written in `folder`; nothing if it is not there.

@@ -72,11 +72,6 @@ impl Prepared {
         &self.agent
     }
 
-    /// Held while a machine runs.
-    pub(super) fn lock_file(&self) -> PathBuf {
-        self.folder.join("lock")
-    }
-
     /// Where the logs of tests go that fail.
     pub(super) fn failed(&self) -> PathBuf {
         self.folder.join("failed")

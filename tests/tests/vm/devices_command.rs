@@ -80,18 +80,37 @@ fn a_drive_is_listed_bound_and_given_back() {
     assert_eq!(guest.driver(&pci).unwrap().as_deref(), Some("vfio-pci"));
     assert!(devices.text(&format!("bind {pci} --yes")).contains("already"));
 
-    let driven = &devices.json("list")[0];
+    let shown = devices.json("list");
+    assert_eq!((&shown[0]["serial"], &shown[0]["driver"]), (&Value::Null, &"vfio-pci".into()));
+    assert!(devices.text("list").contains("not asked"), "asking would reset it");
+    let driven = &devices.json("list --ask")[0];
     assert_eq!((&driven["serial"], &driven["driver"]), (&"forebay0".into(), &"vfio-pci".into()));
     assert_eq!(driven["lba"][0], "4096", "nobody holds it, so that it can be asked");
-    devices.text("list");
+    devices.text("list --ask");
     devices.text(&format!("unbind {pci}"));
+    let group = format!("exec sleep 600 <>/dev/vfio/{}", driven["iommu_group"]);
+    let holder = guest.spawn("holder", &group).unwrap();
+    wait_until("the holder", MINUTE, || {
+        Ok((!devices.json("list")[0]["holder"].is_null()).then_some(()))
+    })
+    .unwrap();
+    devices.refused(&format!("unbind {pci} --yes"), &["driven by sleep"]);
+    // Nobody whose descriptors are hidden is overlooked either.
+    let hidden = format!("mount -t tmpfs none /proc && {} devices", devices.forebay);
+    let hidden = format!("unshare -m sh -c '{hidden} unbind {pci} --yes'");
+    let hidden = guest.run(&hidden, MINUTE).unwrap();
+    assert_eq!(hidden.status, 4, "{}", hidden.stderr);
+    assert!(hidden.stderr.contains("a process that is not seen here"), "{}", hidden.stderr);
+    holder.kill().unwrap();
     devices.text(&format!("unbind {pci} --yes"));
     assert_eq!(guest.driver(&pci).unwrap().as_deref(), Some("nvme"));
     assert_eq!(devices.override_of(&pci), "(null)");
-    guest.block_device(0).unwrap();
     assert_eq!(devices.json("list")[0]["state"], "live");
+    let disks = &devices.json("list")[0]["disks"];
+    assert_eq!(disks.as_array().unwrap().len(), 1, "unbind waits for them");
 
-    // What an interruption leaves behind is mended by unbind, and finished by bind.
+    // What an interruption leaves behind is mended by unbind, and finished by bind where the kernel's
+    // driver still has the drive.
     let shown = devices.json(&format!("bind {pci}"));
     let steps = shown["drives"][0]["steps"].as_array().unwrap().clone();
     for (verb, driver) in [("unbind", "nvme"), ("bind", "vfio-pci")] {
@@ -99,6 +118,10 @@ fn a_drive_is_listed_bound_and_given_back() {
             devices.text(&format!("unbind {pci} --yes"));
             for step in &steps[..done] {
                 guest.sh(step.as_str().unwrap()).unwrap();
+            }
+            if verb == "bind" && guest.driver(&pci).unwrap().is_none() {
+                devices.refused(&format!("bind {pci} --yes"), &["has no driver"]);
+                devices.text(&format!("unbind {pci} --yes"));
             }
             devices.text(&format!("{verb} {pci} --yes"));
             assert_eq!(guest.driver(&pci).unwrap().as_deref(), Some(driver), "{verb} after {done}");
@@ -168,10 +191,13 @@ fn a_drive_that_is_used_or_holds_something_is_not_taken() {
     assert_eq!(lba(), "4096");
     assert_eq!(devices.json("list")[0]["lba"][0], "4096");
     assert!(devices.text(&format!("format {pci} --block-size 4096")).contains("already"));
-    // The kernel looks at the partition table again when it gets to it; now it has to.
-    guest.sh(&format!("blockdev --rereadpt {block}")).unwrap();
+    let partitions =
+        format!("ls -d /sys/class/block/{}p* || true", block.trim_start_matches("/dev/"));
+    assert_eq!(guest.sh(&partitions).unwrap(), "", "the kernel has forgotten them");
     // And back, by our own driver.
     devices.text(&format!("bind {pci} --yes"));
+    let shown = devices.text(&format!("format {pci} --lba-format 0"));
+    assert!(shown.contains("what it holds was not looked at"), "{shown}");
     devices.text(&format!("format {pci} --lba-format 0 --confirm forebay0"));
     devices.text(&format!("unbind {pci} --yes"));
     guest.block_device(0).unwrap();

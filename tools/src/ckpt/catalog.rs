@@ -9,7 +9,7 @@ use forebay_fabric::checkpoint::{
     SessionId, SessionRequest, TensorBox, chunk_states, encode_reserve, encode_seal, entries,
 };
 use forebay_fabric::client::{
-    ClientError, Connector, Done, NamespaceId, Pipeline, Request, Target, TcpConnector,
+    ClientError, Connector, Done, NamespaceId, Pipeline, Request, SystemConnector, Target,
 };
 use forebay_fabric::pdu::Opcode;
 use zerocopy::IntoBytes;
@@ -72,7 +72,7 @@ pub(super) struct Listed {
 }
 
 /// A connection to the checkpoint store.
-pub(super) struct Catalog<C: Connector = TcpConnector> {
+pub(super) struct Catalog<C: Connector = SystemConnector> {
     pub(super) pipeline: Pipeline<C>,
 }
 

@@ -5,7 +5,7 @@ use super::catalog::Catalog;
 use super::load::{Plan, fetch};
 use super::save::{Source, save};
 use crate::progress::Progress;
-use forebay_fabric::client::{ClientConfig, Connector, Pipeline, Slot};
+use forebay_fabric::client::{Address, ClientConfig, Connector, Pipeline, Slot};
 use forebay_fabric::stream::sim::{SimNet, SimProfile, SimStream};
 use forebay_nvme::sim::{SimConfig as DeviceConfig, SimDevice};
 use forebayd::reactor::sim::{SimConfig, SimConnector, SimDaemon, address};
@@ -13,7 +13,6 @@ use forebayd::store::geometry::FormatOptions;
 use serde_json::{Map, json};
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use tempfile::NamedTempFile;
@@ -31,7 +30,7 @@ struct Mains {
 impl Connector for Mains {
     type Stream = SimStream;
 
-    fn connect(&mut self, address: SocketAddr) -> io::Result<SimStream> {
+    fn connect(&mut self, address: &Address) -> io::Result<SimStream> {
         self.inner.connect(address)
     }
 

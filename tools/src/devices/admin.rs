@@ -12,6 +12,7 @@ use crate::exit::{Code, Failure};
 use crate::media::System;
 use anyhow::Context as _;
 use forebay_nvme::kernel::KernelController;
+use forebay_nvme::pcie::FORMAT_TIMEOUT_MS;
 use forebay_nvme::spec::command::{ALL_NAMESPACES, Data, Submission};
 use forebay_nvme::spec::identify::{ActiveNamespaces, IdentifyController, IdentifyNamespace};
 use forebay_nvme::spec::log::{self, ErrorLogEntry, SmartLog};
@@ -19,8 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-/// How long a command that does much work may take: a format can overwrite a whole drive.
-const LONG_MS: u32 = 48 * 3600 * 1000;
 /// How often it is looked how far such a command has come.
 const LOOK: Duration = Duration::from_millis(500);
 /// Where the data is: every way to the controller has its own memory for it.
@@ -92,7 +91,8 @@ impl AdminPath for Arc<KernelController> {
         meanwhile: &mut dyn FnMut(&mut dyn AdminPath),
     ) -> anyhow::Result<u32> {
         let sender = Self::clone(self);
-        let sent = std::thread::spawn(move || sender.admin_within(&command, &mut [], LONG_MS));
+        let sent =
+            std::thread::spawn(move || sender.admin_within(&command, &mut [], FORMAT_TIMEOUT_MS));
         while !sent.is_finished() {
             clock::sleep(LOOK);
             if !sent.is_finished() {

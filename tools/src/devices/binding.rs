@@ -80,17 +80,24 @@ pub(super) fn unbind(args: &UnbindArgs, machine: &mut impl Machine) -> anyhow::R
     let (mut jobs, mut refused) = (Vec::new(), Vec::new());
     for drive in drives(&args.addresses, machine)? {
         let address = drive.address;
-        let nodes = drive.nodes(machine.system());
-        let holder = holders.first(&nodes);
-        match (plan::unbind(machine.system(), &drive), holder) {
+        match (plan::unbind(machine.system(), &drive), driven(machine, &drive, &holders)) {
             (Err(why), _) => refused.push(format!("{address} {why}")),
-            (Ok(_), Some(holder)) if drive.has_driver(super::drive::VFIO) => {
-                refused.push(format!("{address} is driven by {holder}; stop that first"));
-            }
-            (Ok(plan), _) => jobs.push(Job { drive, plan, look: Look::default() }),
+            (Ok(_), Some(how)) => refused.push(format!("{address} is {how}; stop that first")),
+            (Ok(plan), None) => jobs.push(Job { drive, plan, look: Look::default() }),
         }
     }
     finish("unbind", jobs, refused, args.yes, machine)
+}
+
+/// Who drives a drive that is with vfio-pci. The kernel would wait for them in the middle of an unbind.
+fn driven(machine: &impl Machine, drive: &Drive, holders: &Holders) -> Option<String> {
+    let group = drive.vfio_group(machine.system())?;
+    if let Some(holder) = holders.first(&drive.nodes(machine.system())) {
+        return Some(format!("driven by {holder}"));
+    }
+    // The group's file is closed again before anything is written.
+    let what = "driven by a process that is not seen here (in a container?): it has";
+    machine.is_taken(&group).then(|| format!("{what} {} open", group.display()))
 }
 
 /// The drives at `addresses`, each once.

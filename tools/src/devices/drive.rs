@@ -4,8 +4,8 @@
 //! drive: the kernel's own driver tells model, serial number and disks, vfio-pci tells nothing.
 
 use crate::exit::{Code, Failure};
-use crate::media::{System, attribute, name_of, names};
-use forebay_nvme::pci::{CLASS_NVME, Function, PciAddress, Sysfs};
+use crate::media::{DeviceId, System, attribute, name_of, names, usage};
+use forebay_nvme::pci::{CLASS_NVME, Function, PciAddress, Sysfs, shares_vfio_group};
 use std::fs;
 use std::path::PathBuf;
 
@@ -13,9 +13,6 @@ use std::path::PathBuf;
 pub(super) const KERNEL: &str = "nvme";
 /// The driver that hands a function to a process.
 pub(super) const VFIO: &str = "vfio-pci";
-/// Drivers beside VFIO's own that leave DMA alone, so that a group with them can be used (the
-/// kernel's VFIO documentation, "Groups, Devices, and IOMMUs").
-const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
 
 /// An NVMe controller.
 #[derive(Clone, Debug)]
@@ -57,8 +54,20 @@ pub(super) struct Disk {
     pub(super) name: String,
     /// Its folder in sysfs.
     pub(super) folder: PathBuf,
+    /// The namespace's number, which need not be that of its name.
+    pub(super) nsid: Option<u32>,
+    /// 0 if the kernel cannot read it, or does not say.
     pub(super) bytes: u64,
     pub(super) lba_bytes: Option<u32>,
+}
+
+/// A file through which a process uses a drive.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// What it is called here.
+    pub(super) path: PathBuf,
+    /// What it is.
+    pub(super) device: Option<DeviceId>,
 }
 
 impl Drive {
@@ -120,25 +129,44 @@ impl Drive {
     pub(super) fn obstacles(&self) -> impl Iterator<Item = (PciAddress, &str)> {
         let held = self.neighbours.iter();
         held.filter_map(|(address, driver)| Some((*address, driver.as_deref()?)))
-            .filter(|(_, driver)| !HARMLESS.contains(driver) && !driver.ends_with(VFIO))
+            .filter(|(_, driver)| !shares_vfio_group(driver))
+    }
+
+    /// The file that VFIO gives to one process at a time, where vfio-pci has the drive.
+    pub(super) fn vfio_group(&self, system: &System) -> Option<PathBuf> {
+        let group = self.group.filter(|_| self.has_driver(VFIO))?;
+        Some(system.dev(format!("vfio/{group}")))
     }
 
     /// The files through which a process uses the drive: its block and namespace devices, or VFIO's.
-    pub(super) fn nodes(&self, system: &System) -> Vec<PathBuf> {
-        let mut nodes = Vec::new();
-        for disk in &self.disks {
-            nodes.push(system.dev(&disk.name));
-            nodes.push(system.dev(disk.name.replacen("nvme", "ng", 1)));
-            let partitions = crate::media::usage::partitions(&disk.folder);
-            nodes.extend(partitions.iter().map(|folder| system.dev(name_of(folder))));
-        }
+    pub(super) fn nodes(&self, system: &System) -> Vec<Node> {
+        let mut nodes: Vec<Node> =
+            self.disks.iter().flat_map(|disk| disk_nodes(system, disk)).collect();
         if self.has_driver(VFIO) {
-            nodes.extend(self.group.map(|group| system.dev(format!("vfio/{group}"))));
+            let group = self.group.iter().map(|group| ("class/vfio", "vfio", group.to_string()));
             let devices = self.vfio_devices.iter();
-            nodes.extend(devices.map(|name| system.dev(format!("vfio/devices/{name}"))));
+            let devices = devices.map(|name| ("class/vfio-dev", "vfio/devices", name.clone()));
+            nodes.extend(group.chain(devices).map(|(class, folder, name)| {
+                let device = DeviceId::of_character(&system.sys(class).join(&name));
+                Node { path: system.dev(folder).join(name), device }
+            }));
         }
         nodes
     }
+}
+
+/// A disk's own file, its namespace's, and those of its partitions.
+fn disk_nodes(system: &System, disk: &Disk) -> Vec<Node> {
+    let block = |folder: PathBuf| Node {
+        path: system.dev(name_of(&folder)),
+        device: DeviceId::of_block(&folder),
+    };
+    let generic = disk.name.replacen("nvme", "ng", 1);
+    let class = system.sys("class/nvme-generic").join(&generic);
+    let generic = Node { path: system.dev(generic), device: DeviceId::of_character(&class) };
+    let whole = Node { path: system.dev(&disk.name), ..block(disk.folder.clone()) };
+    let partitions = usage::partitions(&disk.folder).into_iter().map(block);
+    [whole, generic].into_iter().chain(partitions).collect()
 }
 
 /// The kernel writes `(null)` for none.
@@ -173,13 +201,14 @@ fn disks(system: &System, function: &Function, controller: &str) -> Vec<Disk> {
     let disk = |name: String| {
         let link = system.sys("class/block").join(&name);
         let folder = fs::canonicalize(&link).unwrap_or(link);
-        let sectors = attribute(folder.join("size"))?.parse::<u64>().ok()?;
-        let lba = attribute(folder.join("queue/logical_block_size"));
-        let lba_bytes = lba.and_then(|text| text.parse().ok());
+        let read = |what| attribute(folder.join(what)).and_then(|text| text.parse::<u64>().ok());
+        let small = |what| read(what).and_then(|value| u32::try_from(value).ok());
         // Sysfs counts in sectors of 512 bytes whatever the drive does.
-        Some(Disk { name, folder, bytes: sectors.saturating_mul(512), lba_bytes })
+        let bytes = read("size").unwrap_or(0).saturating_mul(512);
+        let (nsid, lba_bytes) = (small("nsid"), small("queue/logical_block_size"));
+        Disk { name, folder, nsid, bytes, lba_bytes }
     };
-    disks.into_iter().filter_map(disk).collect()
+    disks.into_iter().map(disk).collect()
 }
 
 fn disk_name(entry: &str) -> Option<String> {

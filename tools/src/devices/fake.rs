@@ -2,7 +2,7 @@
 //!
 //! Fault model: the process dies before any chosen write (`die_before`); a write does nothing (the
 //! driver's probe fails: `broken`); a disk is claimed by somebody (`claimed`); effects come some
-//! pauses after the write (`slow`).
+//! pauses after the write (`slow`), and disks some pauses after their controller (`scan`).
 
 use super::admin::AdminPath;
 use super::drive::Drive;
@@ -32,11 +32,16 @@ pub(super) struct FakeMachine {
     pub(super) claimed: Vec<&'static str>,
     /// After how many pauses a probe has its effect.
     pub(super) slow: usize,
+    /// How many pauses a live controller has no disk.
+    pub(super) scan: usize,
     pub(super) pauses: usize,
     pub(super) claims: Cell<usize>,
+    /// How many partition tables were looked at again.
+    pub(super) rereads: Cell<usize>,
     /// What the drives say while the kernel's driver has them.
     pub(super) says: Rc<RefCell<Says>>,
     probing: Option<String>,
+    scanning: Option<(usize, String)>,
 }
 
 impl FakeMachine {
@@ -52,10 +57,13 @@ impl FakeMachine {
             broken: None,
             claimed: Vec::new(),
             slow: 0,
+            scan: 0,
             pauses: 0,
             claims: Cell::new(0),
+            rereads: Cell::new(0),
             says: Rc::new(RefCell::new(Says::new())),
             probing: None,
+            scanning: None,
         };
         for driver in ["nvme", "vfio-pci", "pcieport", "e1000e"] {
             fs::create_dir_all(machine.path(&format!("sys/bus/pci/drivers/{driver}"))).unwrap();
@@ -95,12 +103,16 @@ impl FakeMachine {
         symlink(self.path(&format!("sys/bus/pci/drivers/{driver}")), link).unwrap();
         if driver == "nvme" {
             self.bring_up(address);
+            match self.scan {
+                0 => self.add_disk(address, 1),
+                scan => self.scanning = Some((self.pauses + scan, address.to_owned())),
+            }
         }
     }
 
     /// What the kernel's driver shows of a drive: the address's bus number names it.
     fn bring_up(&self, address: &str) {
-        let number = u32::from_str_radix(&address[5..7], 16).unwrap();
+        let number = number(address);
         let controller = format!("sys/bus/pci/devices/{address}/nvme/nvme{number}");
         for (name, text) in [
             ("model", "FAKE NVMe\n".to_owned()),
@@ -110,10 +122,17 @@ impl FakeMachine {
         ] {
             self.put(&format!("{controller}/{name}"), text);
         }
-        let disk = format!("nvme{number}n1");
+    }
+
+    /// Namespace `nsid` of the drive, as a disk.
+    pub(super) fn add_disk(&self, address: &str, nsid: u32) {
+        let number = number(address);
+        let controller = format!("sys/bus/pci/devices/{address}/nvme/nvme{number}");
+        let disk = format!("nvme{number}n{nsid}");
         fs::create_dir_all(self.path(&format!("{controller}/{disk}"))).unwrap();
         let class = self.path(&format!("sys/class/block/{disk}"));
         self.put(&format!("sys/block/{disk}/dev"), format!("259:{number}\n"));
+        self.put(&format!("sys/block/{disk}/nsid"), format!("{nsid}\n"));
         self.put(&format!("sys/block/{disk}/size"), "8192\n");
         self.put(&format!("sys/block/{disk}/queue/logical_block_size"), "4096\n");
         fs::create_dir_all(class.parent().unwrap()).unwrap();
@@ -163,6 +182,11 @@ impl FakeMachine {
     }
 }
 
+/// The number of a drive's controller and disks: its bus's.
+fn number(address: &str) -> u32 {
+    u32::from_str_radix(&address[5..7], 16).unwrap()
+}
+
 impl Machine for FakeMachine {
     fn system(&self) -> &System {
         &self.system
@@ -210,6 +234,15 @@ impl Machine for FakeMachine {
         File::open(device)
     }
 
+    fn is_taken(&self, device: &Path) -> bool {
+        self.claimed.iter().any(|name| device.ends_with(name))
+    }
+
+    fn reread(&self, _disk: &File) -> io::Result<()> {
+        self.rereads.set(self.rereads.get() + 1);
+        Ok(())
+    }
+
     fn admin(&self, drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>> {
         match drive.driver.as_deref() {
             Some("nvme") => Ok(Box::new(FakeController(Rc::clone(&self.says)))),
@@ -220,6 +253,9 @@ impl Machine for FakeMachine {
 
     fn pause(&mut self) {
         self.pauses += 1;
+        if let Some((_, address)) = self.scanning.take_if(|(at, _)| *at <= self.pauses) {
+            self.add_disk(&address, 1);
+        }
         if self.pauses == self.slow
             && let Some(address) = self.probing.take()
         {

@@ -2,13 +2,16 @@
 //!
 //! Guarantees: a drive that is in use is told as such, by the kernel's own exclusive open where
 //! nothing else shows it; as long as a [`Look`] lives nobody can begin to use the drive's disks. A
-//! pool of ours is nothing to lose: it is the same through any driver.
+//! pool of ours is nothing to lose for who takes the drive: it is the same through any driver. It is
+//! a note, for who formats it.
 
-use super::drive::{Controller, Disk, Drive, VFIO};
+use super::admin;
+use super::drive::{Controller, Disk, Drive, KERNEL, VFIO};
 use super::holder::Holders;
 use super::machine::Machine;
 use crate::exit::{Code, Failure};
-use crate::media::{name_of, signature, usage};
+use crate::media::signature::{self, Found};
+use crate::media::{name_of, usage};
 use anyhow::Context as _;
 use nix::errno::Errno;
 use std::fs::File;
@@ -39,10 +42,17 @@ impl Danger {
 #[derive(Debug, Default)]
 pub(super) struct Look {
     pub(super) dangers: Vec<Danger>,
+    /// What is no danger, and lost all the same if the drive is formatted.
+    pub(super) notes: Vec<String>,
     claims: Vec<File>,
 }
 
 impl Look {
+    /// Has the kernel look at the disks' partition tables again: theirs may be gone.
+    pub(super) fn reread(&self, machine: &impl Machine) -> io::Result<()> {
+        self.claims.iter().try_for_each(|claim| machine.reread(claim))
+    }
+
     /// Lets go of the disks.
     pub(super) fn release(&mut self) {
         self.claims.clear();
@@ -56,24 +66,55 @@ pub(super) fn look(
     holders: &Holders,
 ) -> anyhow::Result<Look> {
     let mut look = Look::default();
-    look.dangers.extend(unseen(drive.controller.as_ref()));
+    if drive.has_driver(VFIO) {
+        look.notes.push(format!("what it holds was not looked at: {VFIO} shows no disk"));
+    }
+    look.dangers.extend(unseen(machine, drive));
     for disk in &drive.disks {
         look.disk(machine, disk)?;
     }
     for node in drive.nodes(machine.system()) {
         let open = |holder| match drive.has_driver(VFIO) {
             true => Danger::InUse(format!("driven by {holder}")),
-            false => Danger::InUse(format!("{} is open in {holder}", name_of(&node))),
+            false => Danger::InUse(format!("{} is open in {holder}", name_of(&node.path))),
         };
         look.dangers.extend(holders.of(&node).map(open));
     }
     Ok(look)
 }
 
-/// A controller that does not answer shows no disks, which does not mean that it has none.
-fn unseen(controller: Option<&Controller>) -> Option<Danger> {
-    let state = controller?.state.as_deref().filter(|state| *state != "live")?;
-    Some(Danger::Holds(format!("its controller is {state}, so that what it holds cannot be seen")))
+/// What the kernel's driver shows no disk of, which does not mean that nothing is there.
+fn unseen(machine: &impl Machine, drive: &Drive) -> Vec<Danger> {
+    const HIDDEN: &str = "so that what it holds cannot be seen";
+    if !drive.has_driver(KERNEL) {
+        return Vec::new();
+    }
+    let state = state(drive.controller.as_ref());
+    if state != "live" {
+        return vec![Danger::Holds(format!("its controller is {state}, {HIDDEN}"))];
+    }
+    match without_disk(machine, drive) {
+        Ok(nsids) => nsids
+            .into_iter()
+            .map(|nsid| Danger::Holds(format!("namespace {nsid} shows no disk, {HIDDEN}")))
+            .collect(),
+        Err(error) => {
+            vec![Danger::Holds(format!("does not tell its namespaces ({error:#}), {HIDDEN}"))]
+        }
+    }
+}
+
+fn state(controller: Option<&Controller>) -> &str {
+    controller.map_or("not there yet", |it| it.state.as_deref().unwrap_or("in no known state"))
+}
+
+/// The active namespaces that are no disk: the kernel refuses them, or has not got to them yet. It
+/// looks for them after the controller is live.
+pub(super) fn without_disk(machine: &impl Machine, drive: &Drive) -> anyhow::Result<Vec<u32>> {
+    let mut nsids = admin::active_namespaces(&mut *machine.admin(drive)?)?;
+    // A disk that came after the look at the files counts as none: it was not looked at.
+    nsids.retain(|nsid| drive.disks.iter().all(|disk| disk.nsid != Some(*nsid)));
+    Ok(nsids)
 }
 
 impl Look {
@@ -94,25 +135,40 @@ impl Look {
             Err(error) => return Err(cannot_open(&path.display().to_string(), error)),
         };
         let held = holding(disk, &mut claim);
-        let held = held.with_context(|| format!("cannot read {}", path.display()))?;
-        self.dangers.extend(held.map(|what| Danger::Holds(format!("{name} {what}"))));
+        match held.with_context(|| format!("cannot read {}", path.display()))? {
+            Held::Nothing => {}
+            Held::Ours(what) => self.notes.push(format!("{name} holds {what}")),
+            Held::Other(what) => self.dangers.push(Danger::Holds(format!("{name} {what}"))),
+        }
         self.claims.push(claim);
         Ok(())
     }
 }
 
 /// What would be hidden or lost with a disk.
-fn holding(disk: &Disk, claim: &mut File) -> io::Result<Option<String>> {
+enum Held {
+    Nothing,
+    /// A pool of ours.
+    Ours(&'static str),
+    /// As the end of a sentence that begins with its name.
+    Other(String),
+}
+
+fn holding(disk: &Disk, claim: &mut File) -> io::Result<Held> {
     let partitions = usage::partitions(&disk.folder).len();
     if disk.bytes == 0 {
-        return Ok(Some("cannot be read by the kernel (an LBA format with metadata?)".to_owned()));
+        let why = "cannot be read by the kernel (an LBA format with metadata?)";
+        return Ok(Held::Other(why.to_owned()));
     }
     if partitions > 0 {
         let plural = if partitions == 1 { "" } else { "s" };
-        return Ok(Some(format!("holds {partitions} partition{plural}")));
+        return Ok(Held::Other(format!("holds {partitions} partition{plural}")));
     }
-    let found = signature::find(claim)?;
-    Ok(found.filter(|found| !signature::is_ours(found)).map(|what| format!("holds {what}")))
+    Ok(match signature::find(claim)? {
+        None => Held::Nothing,
+        Some(Found::Ours(what)) => Held::Ours(what),
+        Some(Found::Foreign(what)) => Held::Other(format!("holds {what}")),
+    })
 }
 
 /// An error that says what to do about permissions.

@@ -1,13 +1,15 @@
 //! Which processes have a device open, by their descriptors in `/proc`.
 //!
-//! A hint for people: without root only one's own processes show theirs, and a descriptor can be
-//! opened right after the look.
+//! Guarantees: a device is known by its number, whatever its file is called, in whatever container
+//! it lies, and also when the file was deleted since. A hint all the same: without root only one's
+//! own processes show their descriptors, and one can be opened right after the look.
 
-use crate::media::{System, attribute, names};
+use super::drive::Node;
+use crate::media::{DeviceId, System, attribute, names};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A process that has a device open.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,10 +24,11 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The holders of every file below `/dev`, at one moment.
+/// The holders of every device, and of every file below `/dev`, at one moment: the first of each.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
-    by_path: BTreeMap<PathBuf, Vec<Holder>>,
+    by_path: BTreeMap<PathBuf, Holder>,
+    by_device: BTreeMap<DeviceId, Holder>,
 }
 
 impl Holders {
@@ -40,28 +43,32 @@ impl Holders {
 
     fn add(&mut self, system: &System, pid: u32) {
         let folder = system.proc(pid.to_string());
-        let mut command = None;
-        for name in names(folder.join("fd")) {
-            let Ok(path) = fs::read_link(folder.join("fd").join(name)) else { continue };
-            if !path.starts_with(system.dev("")) {
+        let command = attribute(folder.join("comm")).unwrap_or("?".to_owned());
+        let holder = Holder { pid, command };
+        for descriptor in names(folder.join("fd")).iter().map(|name| folder.join("fd").join(name)) {
+            let Ok(path) = fs::read_link(&descriptor) else { continue };
+            // What is no file (`socket:[7]`) has no device behind it.
+            if !path.is_absolute() {
                 continue;
             }
-            let command = command
-                .get_or_insert_with(|| attribute(folder.join("comm")).unwrap_or("?".to_owned()));
-            let found = self.by_path.entry(path).or_default();
-            if found.iter().all(|holder| holder.pid != pid) {
-                found.push(Holder { pid, command: command.clone() });
+            // Through the descriptor, not by the path: that is another file in another container.
+            if let Some(device) = DeviceId::of(&descriptor) {
+                self.by_device.entry(device).or_insert_with(|| holder.clone());
+            }
+            if path.starts_with(system.dev("")) {
+                self.by_path.entry(path).or_insert_with(|| holder.clone());
             }
         }
     }
 
-    /// The first that has any of `paths` open.
-    pub(super) fn first(&self, paths: &[PathBuf]) -> Option<&Holder> {
-        paths.iter().find_map(|path| self.of(path))
+    /// The first that has any of `nodes` open.
+    pub(super) fn first(&self, nodes: &[Node]) -> Option<&Holder> {
+        nodes.iter().find_map(|node| self.of(node))
     }
 
-    /// The first that has `path` open.
-    pub(super) fn of(&self, path: &Path) -> Option<&Holder> {
-        self.by_path.get(path)?.first()
+    /// One that has `node` open.
+    pub(super) fn of(&self, node: &Node) -> Option<&Holder> {
+        let by_device = node.device.and_then(|device| self.by_device.get(&device));
+        by_device.or_else(|| self.by_path.get(&node.path))
     }
 }

@@ -4,6 +4,8 @@
 //! in use; never to a format that Forebay cannot drive (with metadata); what the drive says
 //! afterwards is compared with what was asked. The disks stay claimed until it is over.
 //!
+//! A drive that vfio-pci has is brought up for it, which resets it, and what it holds is not looked at.
+//!
 //! What breaks it: a namespace that other hosts can reach too; that it is shared is said.
 
 use super::admin::{self, AdminPath};
@@ -86,11 +88,16 @@ pub(super) fn format(args: &Args, machine: &impl Machine) -> anyhow::Result<Told
     let controller = admin::identify_controller(&mut *path)?;
     let mut task = Task::plan(args, &controller, &identify::namespaces(&mut *path)?)?;
     task.notes.extend(look.dangers.iter().map(|danger| danger.text().to_owned()));
+    task.notes.extend(look.notes.iter().cloned());
     let serial = controller.serial();
     let sent = match &args.confirm {
         Some(typed) if typed.trim() == serial && !serial.is_empty() => {
             if !task.needless {
                 task.send(&mut *path)?;
+                // Otherwise the kernel gets to it some time, and shows what is gone until then.
+                if let Err(error) = look.reread(machine) {
+                    log::warn!("the kernel may still show old partitions: {error}");
+                }
             }
             true
         }

@@ -2,6 +2,9 @@
 //!
 //! Each fact comes from whoever can tell it: the system's files, the drive itself where the kernel
 //! has it, the daemon that drives it where vfio-pci has it. What nobody tells is `-`, or null.
+//!
+//! Guarantees: it changes nothing. A drive with vfio-pci that nobody drives would have to be brought up
+//! to be asked, and is reset by that: only `--ask` does it.
 
 use super::admin::{self, AdminPath};
 use super::binding::Told;
@@ -24,6 +27,10 @@ pub(crate) struct Args {
     /// The admin socket of the daemon that may drive some of them
     #[arg(long, value_name = "SOCKET", default_value = super::ADMIN_SOCKET)]
     admin: PathBuf,
+    /// Also ask drives that are with vfio-pci and that nobody drives: this brings them up, which resets
+    /// them
+    #[arg(long)]
+    ask: bool,
 }
 
 /// What is known of a drive.
@@ -52,7 +59,7 @@ pub(super) fn list(args: &Args, machine: &impl Machine) -> anyhow::Result<Told> 
     };
     let (mut rows, mut shown, mut notes) = (Vec::new(), Vec::new(), String::new());
     for drive in &drives {
-        let facts = Facts::of(drive, &told, &holders, machine);
+        let facts = Facts::of(drive, &told, &holders, machine, args.ask);
         let holder = holder(machine, drive, &holders);
         rows.push(facts.row(drive, holder.as_deref()));
         notes += &facts.notes(drive);
@@ -80,7 +87,13 @@ fn holder(machine: &impl Machine, drive: &Drive, holders: &Holders) -> Option<St
 }
 
 impl Facts {
-    fn of(drive: &Drive, told: &[DaemonDrive], holders: &Holders, machine: &impl Machine) -> Self {
+    fn of(
+        drive: &Drive,
+        told: &[DaemonDrive],
+        holders: &Holders,
+        machine: &impl Machine,
+        ask: bool,
+    ) -> Self {
         let address = drive.address.to_string();
         if drive.has_driver(VFIO)
             && let Some(told) = told.iter().find(|told| told.pci == address)
@@ -88,6 +101,12 @@ impl Facts {
             return Self::told(told);
         }
         let mut facts = Self::of_system(drive);
+        let free = holders.first(&drive.nodes(machine.system())).is_none();
+        if drive.has_driver(VFIO) && free && !ask {
+            let why = "not asked: that would bring it up, and reset it (--ask does it)";
+            facts.silent = Some(format!("{address}: {why}"));
+            return facts;
+        }
         let asked = admin::open_free(machine, drive, holders)
             .and_then(|mut path| facts.ask(&mut *path).with_context(|| address.clone()));
         facts.silent = asked.err().map(|error| format!("{error:#}"));

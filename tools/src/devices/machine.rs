@@ -9,6 +9,7 @@ use super::drive::Drive;
 use crate::clock;
 use crate::media::System;
 use anyhow::{Context as _, bail};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -35,8 +36,15 @@ pub(super) trait Machine {
     /// open. `EBUSY` if somebody has.
     fn claim(&self, device: &Path) -> io::Result<File>;
 
+    /// Whether somebody has a file of VFIO's open, which it gives to one at a time: the kernel's own word,
+    /// also for those whose descriptors are not seen here.
+    fn is_taken(&self, device: &Path) -> bool;
+
     /// The way to a drive's controller.
     fn admin(&self, drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>>;
+
+    /// Has the kernel look at a disk's partition table again.
+    fn reread(&self, disk: &File) -> io::Result<()>;
 
     /// Waits for [`PAUSE_MS`].
     fn pause(&mut self);
@@ -77,6 +85,15 @@ impl Machine for Host {
     fn claim(&self, device: &Path) -> io::Result<File> {
         // Without O_CREAT, O_EXCL asks the kernel for the whole block device (open(2)).
         OpenOptions::new().read(true).custom_flags(OFlag::O_EXCL.bits()).open(device)
+    }
+
+    fn is_taken(&self, device: &Path) -> bool {
+        let opened = OpenOptions::new().read(true).write(true).open(device);
+        opened.is_err_and(|error| error.raw_os_error() == Some(Errno::EBUSY as i32))
+    }
+
+    fn reread(&self, disk: &File) -> io::Result<()> {
+        forebay_nvme::kernel::reread_partitions(disk)
     }
 
     fn admin(&self, drive: &Drive) -> anyhow::Result<Box<dyn AdminPath>> {

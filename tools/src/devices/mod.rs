@@ -1,8 +1,9 @@
 //! `forebay devices`: the NVMe drives of this machine, who has them, how they are.
 //!
-//! Guarantees: looking changes nothing; what changes something shows it first, and does it only when
-//! told so; a drive in use is left alone whatever was typed; every binding can be undone, and one
-//! that was interrupted too. Formatting a drive is the one thing that cannot be undone: it needs the
+//! Guarantees: looking changes nothing, but that a drive with vfio-pci that nobody drives is brought up,
+//! and so reset, by `smart`, `identify`, `format` and `list --ask`; what changes something else shows
+//! it first, and does it only when told so; a drive in use is left alone whatever was typed; every
+//! binding can be undone, and one that was interrupted too. Formatting a drive is the one thing that cannot be undone: it needs the
 //! drive's serial number, typed.
 //!
 //! What breaks it: another program that does the same to the same drive in the same moment.

@@ -1,13 +1,15 @@
 //! The steps that bind a drive to vfio-pci or give it back, and carrying them out.
 //!
 //! Guarantees: every write is in the plan, so that the dry run shows all of it; a plan begins where
-//! the drive is, so that one for a drive that is bound already is empty, and one for a drive that an
-//! interruption left half-way ends the work; whatever was written so far, the plan of [`unbind`]
-//! leads back. A step that the kernel takes without doing it is told by the check at the end.
+//! the drive is, so that one for a drive that is bound already is empty; whatever was written so far,
+//! the plan of [`unbind`] leads back. [`bind`] begins only where the kernel's driver shows what a drive
+//! holds: that somebody once told vfio-pci to take it proves nothing. A step that the kernel takes
+//! without doing it is told by the check at the end.
 //!
 //! What breaks it: another program that binds the same drive in the same moment; the check tells.
 
 use super::drive::{Drive, KERNEL, VFIO};
+use super::guard;
 use super::machine::{Machine, PAUSE_MS};
 use crate::exit::{Code, Failure};
 use crate::media::System;
@@ -22,6 +24,8 @@ const DRIVER_MS: u64 = 10_000;
 /// How long a controller may take until it is live: CAP.TO is at most 127.5 s (NVMe Base 2.0,
 /// 3.1.3.1).
 const LIVE_MS: u64 = 150_000;
+/// How long the kernel may take to show a live controller's namespaces as disks.
+const DISKS_MS: u64 = 30_000;
 
 /// One change to the machine; shown as the shell would do it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +83,6 @@ fn refusals(drive: &Drive, together: &[PciAddress]) -> Vec<String> {
     let mut refused = Vec::new();
     match driver.as_deref() {
         Some(KERNEL) => {}
-        // A bind that was interrupted: it was looked at before.
-        None if drive.driver_override.as_deref() == Some(VFIO) => {}
         None => refused.push(format!(
             "has no driver, so that what it holds cannot be seen; give it to the kernel first: \
              forebay devices unbind {address} --yes"
@@ -186,7 +188,11 @@ impl Plan {
             let what = format!("is with {driver}, not with {wanted}: dmesg says why");
             return Err(Failure::new(Code::Failure, what).into());
         }
-        if wanted == KERNEL { self.wait_until_live(machine) } else { Ok(()) }
+        if wanted != KERNEL {
+            return Ok(());
+        }
+        self.wait_until_live(machine)?;
+        self.wait_for_disks(machine)
     }
 
     /// The kernel's driver brings a controller up behind its probe.
@@ -203,6 +209,25 @@ impl Plan {
         let state = state.unwrap_or_else(|| "not there".to_owned());
         let what = format!("is with {KERNEL}, but {state}: dmesg says why");
         Err(Failure::new(Code::Failure, what).into())
+    }
+
+    /// It looks for namespaces behind that, and only disks show what a drive holds. One that it refuses
+    /// stays away: then the drive is back all the same, and [`guard::look`] knows what is not seen.
+    fn wait_for_disks(&self, machine: &mut impl Machine) -> anyhow::Result<()> {
+        for _ in 0..DISKS_MS / PAUSE_MS {
+            let drive = Drive::at(machine.system(), self.address)?;
+            match guard::without_disk(machine, &drive) {
+                Ok(nsids) if nsids.is_empty() => return Ok(()),
+                Ok(_) => machine.pause(),
+                // Who may not ask, or whose drive does not tell, learns nothing by waiting.
+                Err(error) => {
+                    log::warn!("{} does not tell its namespaces: {error:#}", self.address);
+                    return Ok(());
+                }
+            }
+        }
+        log::warn!("{}: not every namespace shows a disk; dmesg may say why", self.address);
+        Ok(())
     }
 
     fn mend(&self) -> String {

@@ -1,6 +1,6 @@
-//! A device behind a block queue, read like a file: for looking at what it holds.
+//! A device behind a block queue, read like a file: for looking at what it holds, and for wiping it.
 
-use forebay_nvme::{BLOCK_BYTES, BlockQueue, Operation, Pool, Request};
+use forebay_nvme::{BLOCK_BYTES, BlockQueue, Completion, Operation, Pool, Request};
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// Bytes of one read.
@@ -21,6 +21,41 @@ impl<'a> Blocks<'a> {
     fn length(&self) -> u64 {
         self.queue.geometry().blocks * BLOCK_BYTES as u64
     }
+
+    /// Writes zeros over `blocks` blocks from `block` on. Not every device can do it by itself.
+    pub(crate) fn wipe(&mut self, block: u64, blocks: u64) -> io::Result<()> {
+        let step = (STEP_BYTES / BLOCK_BYTES) as u64;
+        for done in (0..blocks).step_by(step as usize) {
+            let mut buffer = self.pool.alloc(STEP_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
+            buffer.fill(0);
+            let (block, blocks) = (block + done, step.min(blocks - done) as u32);
+            self.run(Operation::Write { block, blocks, buffer, fua: false })?;
+        }
+        Ok(())
+    }
+
+    /// Makes it durable.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.run(Operation::Flush).map(drop)
+    }
+
+    /// Runs one operation to its end.
+    fn run(&mut self, operation: Operation) -> io::Result<Completion> {
+        let sent = self.queue.submit(Request { tag: 0, operation });
+        sent.map_err(|_| io::ErrorKind::WouldBlock)?;
+        let mut done = Vec::with_capacity(1);
+        // A simulated device's clock; a drive goes by its own.
+        let mut now_us = 0;
+        while self.queue.poll(now_us, &mut done) == 0 {
+            now_us += 1000;
+            std::thread::yield_now();
+        }
+        let completion = done.swap_remove(0);
+        match completion.result {
+            Ok(_) => Ok(completion),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
 }
 
 impl Read for Blocks<'_> {
@@ -33,18 +68,7 @@ impl Read for Blocks<'_> {
         }
         let blocks = (skip + wanted).div_ceil(BLOCK_BYTES) as u32;
         let buffer = self.pool.alloc(STEP_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
-        let operation = Operation::Read { block, blocks, buffer };
-        let sent = self.queue.submit(Request { tag: 0, operation });
-        sent.map_err(|_| io::ErrorKind::WouldBlock)?;
-        let mut done = Vec::with_capacity(1);
-        // A simulated device's clock; a drive goes by its own.
-        let mut now_us = 0;
-        while self.queue.poll(now_us, &mut done) == 0 {
-            now_us += 1000;
-            std::thread::yield_now();
-        }
-        let completion = done.swap_remove(0);
-        completion.result.map_err(io::Error::other)?;
+        let completion = self.run(Operation::Read { block, blocks, buffer })?;
         let buffer = completion.buffer.ok_or(io::ErrorKind::Other)?;
         into[..wanted].copy_from_slice(&buffer[skip..skip + wanted]);
         self.at += wanted as u64;

@@ -8,6 +8,7 @@ pub(crate) mod signature;
 pub(crate) mod usage;
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// The machine as its files show it: `/sys`, `/proc` and `/dev`, below a root that tests choose.
@@ -38,6 +39,50 @@ impl System {
     pub(crate) fn dev(&self, path: impl AsRef<Path>) -> PathBuf {
         self.root.join("dev").join(path)
     }
+
+    /// What an absolute path of this machine leads to, behind all links; itself if that is nothing.
+    pub(crate) fn resolve(&self, path: &str) -> PathBuf {
+        let path = self.root.join(path.trim_start_matches('/'));
+        fs::canonicalize(&path).unwrap_or(path)
+    }
+}
+
+/// What a device file stands for, whatever it is called: the kernel goes by nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum DeviceId {
+    Block(u64, u64),
+    Character(u64, u64),
+}
+
+impl DeviceId {
+    /// Of the file at `path`, behind all links; `None` if it is no device.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let file = fs::metadata(path).ok()?;
+        let (kind, device) = (file.file_type(), file.rdev());
+        let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+        if kind.is_block_device() {
+            Some(Self::Block(major, minor))
+        } else {
+            kind.is_char_device().then_some(Self::Character(major, minor))
+        }
+    }
+
+    /// Of the block device whose folder in sysfs is `folder`.
+    pub(crate) fn of_block(folder: &Path) -> Option<Self> {
+        numbers(folder).map(|(major, minor)| Self::Block(major, minor))
+    }
+
+    /// Of the character device whose folder in sysfs is `folder`.
+    pub(crate) fn of_character(folder: &Path) -> Option<Self> {
+        numbers(folder).map(|(major, minor)| Self::Character(major, minor))
+    }
+}
+
+/// A device's numbers as its folder in sysfs says them.
+fn numbers(folder: &Path) -> Option<(u64, u64)> {
+    let text = attribute(folder.join("dev"))?;
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// A small file of the kernel's without its line end; `None` if it is not there or is empty.

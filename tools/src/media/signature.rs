@@ -1,5 +1,6 @@
 //! What a device holds, told by its first and last bytes.
 
+use forebayd::store::format::Superblock;
 use forebayd::store::format::superblock::MAGIC as FOREBAY;
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -17,9 +18,8 @@ const ZFS_STEP: usize = 1024;
 /// What each begins with, as a little-endian machine writes it.
 const ZFS: [u8; 8] = 0x00ba_b10c_u64.to_le_bytes();
 
-/// Signatures at the front, as libblkid knows them. The most telling first.
-const FRONT: [Signature; 18] = [
-    ("a Forebay pool", 0, &FOREBAY),
+/// Others' signatures at the front, as libblkid knows them. The most telling first.
+const FRONT: [Signature; 17] = [
     ("a GPT partition table", 512, b"EFI PART"),
     ("a GPT partition table", 4096, b"EFI PART"),
     ("an encrypted volume (LUKS)", 0, b"LUKS\xba\xbe"),
@@ -39,33 +39,69 @@ const FRONT: [Signature; 18] = [
     ("a partition table or boot sector", 510, &[0x55, 0xaa]),
 ];
 
-/// Whether what [`find`] found is a pool of ours.
-pub(crate) fn is_ours(found: &str) -> bool {
-    found.starts_with("a Forebay pool")
+/// What a device holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// A pool of ours, and nothing of anybody else's.
+    Ours(&'static str),
+    /// Something else.
+    Foreign(&'static str),
+}
+
+impl Found {
+    /// In words.
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::Ours(what) | Self::Foreign(what) => what,
+        }
+    }
 }
 
 /// What `file` holds, or `None` if both of its ends are blank.
-pub(crate) fn find(file: &mut (impl Read + Seek)) -> io::Result<Option<&'static str>> {
+///
+/// What others wrote comes first: most leave some of what was there before them, so that an old
+/// superblock of ours says little beside a file system.
+pub(crate) fn find(file: &mut (impl Read + Seek)) -> io::Result<Option<Found>> {
     let length = file.seek(SeekFrom::End(0))?;
     let front = read(file, 0, LOOK_BYTES)?;
-    for (what, at, bytes) in FRONT {
-        if front.get(at..at + bytes.len()) == Some(bytes) {
-            return Ok(Some(what));
-        }
-    }
-    if ZFS_RING.step_by(ZFS_STEP).any(|at| front.get(at..at + ZFS.len()) == Some(&ZFS)) {
-        return Ok(Some("a ZFS member"));
-    }
     let back = read(file, length.saturating_sub(LOOK_BYTES), LOOK_BYTES)?;
-    let back_signature = |bytes: &[u8]| back.windows(bytes.len()).any(|window| window == bytes);
-    if back_signature(b"EFI PART") {
-        return Ok(Some("a GPT partition table (its second copy)"));
+    Ok(foreign(&front, &back).map(Found::Foreign).or_else(|| own(&front, &back)))
+}
+
+/// The most telling signature of others'.
+fn foreign(front: &[u8], back: &[u8]) -> Option<&'static str> {
+    let at_front = |at: usize, bytes: &[u8]| front.get(at..at + bytes.len()) == Some(bytes);
+    let found = FRONT.iter().find(|(_, at, bytes)| at_front(*at, bytes));
+    if let Some((what, ..)) = found {
+        return Some(what);
     }
-    if back_signature(&FOREBAY) {
-        return Ok(Some("a Forebay pool (its last superblocks)"));
+    if ZFS_RING.step_by(ZFS_STEP).any(|at| at_front(at, &ZFS)) {
+        return Some("a ZFS member");
     }
-    let blank = front.iter().chain(&back).all(|byte| *byte == 0);
-    Ok((!blank).then_some("data of unknown kind"))
+    contains(back, b"EFI PART").then_some("a GPT partition table (its second copy)")
+}
+
+/// A pool of ours, its remains, or what nobody knows.
+fn own(front: &[u8], back: &[u8]) -> Option<Found> {
+    let blank = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    if Superblock::parse(front).is_ok() {
+        return Some(Found::Ours("a Forebay pool"));
+    }
+    match (contains(back, &FOREBAY), blank(front)) {
+        // Somebody wiped its front; its end is enough to know it, and not enough to open it.
+        (true, true) => Some(Found::Ours("a Forebay pool (its last superblocks)")),
+        (true, false) => Some(Found::Foreign("data of unknown kind over a Forebay pool")),
+        (false, _) if front.starts_with(&FOREBAY) => {
+            Some(Found::Foreign("what is left of a Forebay pool"))
+        }
+        (false, true) if blank(back) => None,
+        (false, _) => Some(Found::Foreign("data of unknown kind")),
+    }
+}
+
+/// Whether a sector begins so: all that is looked for behind the front does.
+fn contains(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.chunks(512).any(|sector| sector.starts_with(what))
 }
 
 fn read(file: &mut (impl Read + Seek), from: u64, length: u64) -> io::Result<Vec<u8>> {
@@ -78,43 +114,87 @@ fn read(file: &mut (impl Read + Seek), from: u64, length: u64) -> io::Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use crate::media::blocks::Blocks;
+    use forebay_nvme::sim::{SimConfig, SimDevice};
+    use forebay_nvme::{Arena, BLOCK_BYTES, BlockQueue};
+    use forebayd::store::geometry::FormatOptions;
+    use forebayd::store::pool::{self, Identity};
+    use std::io::Cursor;
 
-    fn found(place: Option<(u64, &[u8])>) -> Option<&'static str> {
-        let mut file = tempfile::tempfile().expect("a temporary file");
-        file.set_len(8 << 20).expect("8 MiB");
-        if let Some((at, bytes)) = place {
-            file.seek(SeekFrom::Start(at)).expect("seek");
-            file.write_all(bytes).expect("write");
+    const FOREIGN: fn(&'static str) -> Option<Found> = |what| Some(Found::Foreign(what));
+
+    /// What is found in 8 MiB of zeros but for these bytes.
+    fn found(places: &[(usize, &[u8])]) -> Option<Found> {
+        let mut bytes = vec![0; 8 << 20];
+        for (at, what) in places {
+            bytes[*at..at + what.len()].copy_from_slice(what);
         }
-        find(&mut file).expect("readable")
+        find(&mut Cursor::new(bytes)).expect("readable")
+    }
+
+    /// The first block of a pool.
+    fn superblock() -> Vec<u8> {
+        let memory = Arena::on_demand(8 << 20).unwrap().pool();
+        let device = SimDevice::new(SimConfig { blocks: 1 << 18, ..SimConfig::default() });
+        let identity =
+            Identity { pool: [1; 16], devices: vec![[2; 16]], hash_key: [3; 16], created_s: 4 };
+        let queues: &mut [Box<dyn BlockQueue>] = &mut [Box::new(device.queue())];
+        pool::format(queues, &memory, &identity, FormatOptions::default()).unwrap();
+        let mut block = vec![0; BLOCK_BYTES];
+        Blocks::new(queues[0].as_mut(), &memory).read_exact(&mut block).unwrap();
+        block
     }
 
     #[test]
     fn every_signature_is_found_by_its_name() {
         for (what, at, bytes) in FRONT {
-            assert_eq!(found(Some((at as u64, bytes))), Some(what));
+            assert_eq!(found(&[(at, bytes)]), FOREIGN(what));
         }
+        assert_eq!(found(&[(200 << 10, &ZFS)]), FOREIGN("a ZFS member"));
     }
 
     #[test]
     fn blank_is_blank_and_one_byte_at_either_end_is_not() {
-        assert_eq!(found(None), None);
-        assert_eq!(found(Some((5000, &[1]))), Some("data of unknown kind"));
-        assert_eq!(found(Some(((8 << 20) - 1, &[1]))), Some("data of unknown kind"));
-        let last = found(Some(((7 << 20), &FOREBAY)));
-        assert_eq!(last, Some("a Forebay pool (its last superblocks)"));
-        assert!(last.is_some_and(is_ours));
-        let zfs = found(Some((200 << 10, &ZFS)));
-        assert_eq!(zfs, Some("a ZFS member"));
-        assert!(!zfs.is_some_and(is_ours));
+        assert_eq!(found(&[]), None);
+        assert_eq!(found(&[(5000, &[1])]), FOREIGN("data of unknown kind"));
+        assert_eq!(found(&[((8 << 20) - 1, &[1])]), FOREIGN("data of unknown kind"));
+    }
+
+    #[test]
+    fn a_pool_is_known_by_a_whole_superblock_or_by_its_end() {
+        let superblock = superblock();
+        let ours = Some(Found::Ours("a Forebay pool"));
+        assert_eq!(found(&[(0, &superblock)]), ours);
+        assert_eq!(found(&[(0, &superblock), (1 << 20, &superblock), (7 << 20, &FOREBAY)]), ours);
+        let end = Some(Found::Ours("a Forebay pool (its last superblocks)"));
+        assert_eq!(found(&[(7 << 20, &FOREBAY)]), end);
+        assert_eq!(found(&[(0, &FOREBAY)]), FOREIGN("what is left of a Forebay pool"));
+        let over = FOREIGN("data of unknown kind over a Forebay pool");
+        assert_eq!(found(&[(9000, &[1]), (7 << 20, &FOREBAY)]), over);
+    }
+
+    /// Most of what is put on a device leaves alone what it does not need: an old superblock hid
+    /// what came after it.
+    #[test]
+    fn an_old_superblock_hides_nothing_that_came_after_it() {
+        let superblock = superblock();
+        let outside = FRONT.iter().filter(|(_, at, _)| *at >= BLOCK_BYTES);
+        assert_eq!(outside.clone().count(), 5);
+        for (what, at, bytes) in outside {
+            assert_eq!(found(&[(0, &superblock), (*at, bytes)]), FOREIGN(what));
+        }
+        for (what, at, bytes) in FRONT {
+            assert_eq!(found(&[(at, bytes), (7 << 20, &FOREBAY)]), FOREIGN(what));
+        }
+        let second = (8 << 20) - 512;
+        let gpt = FOREIGN("a GPT partition table (its second copy)");
+        assert_eq!(found(&[(0, &superblock), (second, b"EFI PART")]), gpt);
+        assert_eq!(found(&[(0, &superblock), (200 << 10, &ZFS)]), FOREIGN("a ZFS member"));
     }
 
     #[test]
     fn a_file_shorter_than_any_signature_is_read_without_harm() {
-        let mut file = tempfile::tempfile().unwrap();
-        assert_eq!(find(&mut file).unwrap(), None);
-        file.write_all(b"x").unwrap();
-        assert_eq!(find(&mut file).unwrap(), Some("data of unknown kind"));
+        assert_eq!(find(&mut Cursor::new(vec![])).unwrap(), None);
+        assert_eq!(find(&mut Cursor::new(b"x")).unwrap(), FOREIGN("data of unknown kind"));
     }
 }

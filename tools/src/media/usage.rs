@@ -3,19 +3,16 @@
 //! A hint, so that the refusal can name the reason; the kernel's own exclusive open is what keeps
 //! two users apart. Not seen here: mounts in other mount namespaces, and what ZFS holds.
 
-use super::{System, attribute, name_of, names};
+use super::{DeviceId, System, attribute, name_of, names};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// How `path` is in use, as the end of a sentence that begins with its name.
 pub(crate) fn in_use(path: &Path) -> Option<String> {
-    let metadata = fs::metadata(path).ok()?;
-    if !metadata.file_type().is_block_device() {
-        return None;
-    }
+    let Some(DeviceId::Block(major, minor)) = DeviceId::of(path) else { return None };
     let system = System::here();
-    of_disk(&system, &sysfs(&system, metadata.rdev()))
+    let link = system.sys(format!("dev/block/{major}:{minor}"));
+    of_disk(&system, &fs::canonicalize(&link).unwrap_or(link))
 }
 
 /// How the block device whose folder in sysfs is `whole`, or a partition of it, is in use.
@@ -31,27 +28,22 @@ pub(crate) fn partitions(whole: &Path) -> Vec<PathBuf> {
     folders.filter(|folder| folder.join("partition").exists()).collect()
 }
 
-/// The folder of a block device in sysfs.
-fn sysfs(system: &System, device: u64) -> PathBuf {
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let link = system.sys(format!("dev/block/{major}:{minor}"));
-    fs::canonicalize(&link).unwrap_or(link)
-}
-
 /// Who uses block devices.
-struct Users {
+struct Users<'a> {
+    system: &'a System,
     mounts: String,
     swaps: String,
-    /// The path of a device, and what serves it without holding it: loop devices, the NVMe target.
+    /// A path to a device, as whoever set it up typed it, and what serves it without holding it: loop
+    /// devices, the NVMe target.
     served: Vec<(String, String)>,
 }
 
-impl Users {
-    fn read(system: &System) -> Self {
+impl<'a> Users<'a> {
+    fn read(system: &'a System) -> Self {
         let table = |path| fs::read_to_string(system.proc(path)).unwrap_or_default();
         let mut served = loops(system);
         served.extend(targets(system));
-        Self { mounts: table("self/mountinfo"), swaps: table("swaps"), served }
+        Self { system, mounts: table("self/mountinfo"), swaps: table("swaps"), served }
     }
 
     fn of(&self, node: &Path) -> Option<String> {
@@ -61,7 +53,7 @@ impl Users {
         self.mounted(&numbers, &name)
             .or_else(|| self.swapped(&name))
             .or_else(held)
-            .or_else(|| self.served(&name))
+            .or_else(|| self.served(node))
     }
 
     /// By `major:minor`, or by the source where the file system has a number of its own, as Btrfs
@@ -86,9 +78,11 @@ impl Users {
         swapped.then(|| "is a swap area in use".to_owned())
     }
 
-    fn served(&self, name: &str) -> Option<String> {
-        let device = format!("/dev/{name}");
-        let user = self.served.iter().find(|(path, _)| *path == device);
+    fn served(&self, node: &Path) -> Option<String> {
+        let (device, known) = (self.system.dev(name_of(node)), DeviceId::of_block(node));
+        let is_node =
+            |path: &Path| path == device || (known.is_some() && DeviceId::of(path) == known);
+        let user = self.served.iter().find(|(path, _)| is_node(&self.system.resolve(path)));
         user.map(|(_, by)| format!("is used by {by}"))
     }
 }
@@ -180,6 +174,26 @@ mod tests {
             files.iter().for_each(|(path, text)| put(folder.path(), path, text));
             assert_eq!(used(&system).as_deref(), Some(expected));
         }
+    }
+
+    /// Who exports a drive names it by what stays the same: `/dev/disk/by-id/…`.
+    #[test]
+    fn an_export_by_a_links_name_is_a_use_too() {
+        let (folder, system) = machine();
+        put(folder.path(), "dev/nvme0n1", "");
+        put(folder.path(), "dev/nvme1n1", "");
+        fs::create_dir_all(folder.path().join("dev/disk/by-id")).unwrap();
+        for (name, to) in [("nvme-this", "nvme0n1"), ("nvme-that", "nvme1n1")] {
+            let link = folder.path().join("dev/disk/by-id").join(name);
+            std::os::unix::fs::symlink(format!("../../{to}"), link).unwrap();
+        }
+        let namespace = "sys/kernel/config/nvmet/subsystems/nqn.a/namespaces/1";
+        put(folder.path(), &format!("{namespace}/enable"), "1\n");
+        let device = format!("{namespace}/device_path");
+        put(folder.path(), &device, "/dev/disk/by-id/nvme-that\n");
+        assert_eq!(used(&system), None);
+        put(folder.path(), &device, "/dev/disk/by-id/nvme-this\n");
+        assert_eq!(used(&system).as_deref(), Some("is used by the NVMe target nqn.a"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Making connections, and what becomes of commands whose connection is gone.
 
+use super::super::address::Address;
 use super::super::batch::Limits;
 use super::super::error::{ClientError, LinkError};
 use super::super::link::{Link, Settings};
@@ -8,7 +9,6 @@ use super::Router;
 use crate::Status;
 use crate::pdu::Welcome;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
 /// The first pause before connecting again, in microseconds; it doubles with every failure.
 const BACKOFF_FIRST_US: u64 = 10_000;
@@ -19,7 +19,7 @@ const BACKOFF_LONGEST_US: u64 = 1_000_000;
 #[derive(Debug)]
 pub(in super::super) struct Peer {
     pub link: Link,
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
     pub backlog: VecDeque<OpId>,
     /// Failures since the link was last up.
     pub(super) failures: u32,
@@ -27,11 +27,11 @@ pub(in super::super) struct Peer {
     /// The server was busy: nothing is sent before this.
     pub(super) resume_at_us: u64,
     /// Where the last connection was, and why it ended.
-    error: Option<(SocketAddr, LinkError)>,
+    error: Option<(Address, LinkError)>,
 }
 
 impl Peer {
-    pub(super) fn new(address: SocketAddr, settings: &Settings) -> Self {
+    pub(super) fn new(address: Address, settings: &Settings) -> Self {
         Self {
             link: Link::new(settings.clone()),
             address,
@@ -58,11 +58,7 @@ pub(in super::super) struct Rewired {
 
 impl Router {
     /// The address that link `index` should be connected to now, if it should.
-    pub(in super::super) fn wants_connection(
-        &self,
-        index: usize,
-        now_us: u64,
-    ) -> Option<SocketAddr> {
+    pub(in super::super) fn wants_connection(&self, index: usize, now_us: u64) -> Option<Address> {
         let peer = &self.peers[index];
         if !peer.link.is_closed() || now_us < peer.retry_at_us || self.fatal.is_some() {
             return None;
@@ -72,16 +68,16 @@ impl Router {
 
     /// The reactor's own address, and every other time after repeated failure one of those that
     /// were configured: the server may have moved.
-    fn address(&self, index: usize) -> SocketAddr {
+    fn address(&self, index: usize) -> Address {
         let peer = &self.peers[index];
         let failures = peer.failures as usize;
         let known = &self.config.addresses;
         if self.welcome.is_none() {
-            known[failures % known.len()]
+            known[failures % known.len()].clone()
         } else if failures >= 2 && failures.is_multiple_of(2) {
-            known[failures / 2 % known.len()]
+            known[failures / 2 % known.len()].clone()
         } else {
-            peer.address
+            peer.address.clone()
         }
     }
 
@@ -111,11 +107,11 @@ impl Router {
 
     /// Makes the links that `welcome` asks for; the link it came on is kept, all others are lost.
     fn adopt(&mut self, from: usize, welcome: Box<Welcome>) {
-        let reached = self.address(from).ip();
+        let reached = self.address(from);
         let to = usize::from(welcome.reactor);
         self.limits = Limits::of(&welcome);
         let settings = &self.settings;
-        let addresses = welcome.endpoints.iter().map(|endpoint| endpoint.socket_address(reached));
+        let addresses = welcome.endpoints.iter().map(|endpoint| reached.of(endpoint));
         let peers = addresses.map(|address| Peer::new(address, settings)).collect();
         let mut old = std::mem::replace(&mut self.peers, peers);
         self.welcome = Some(welcome);
@@ -215,7 +211,7 @@ impl Router {
     /// Why nothing works any more, if so.
     pub(in super::super) fn fatal(&self) -> Option<ClientError> {
         self.fatal.as_ref().map(|(address, error)| ClientError::Connect {
-            address: *address,
+            address: address.clone(),
             source: error.again(),
         })
     }

@@ -290,7 +290,7 @@ impl<H: Hardware> Story<H> {
     ) -> Result<(Completion, Option<DmaBuf>), Trouble> {
         let opcode = command.opcode;
         let ms = match opcode {
-            opcode::admin::FORMAT_NVM => FORMAT_TIMEOUT_MS,
+            opcode::admin::FORMAT_NVM => FORMAT_TIMEOUT_MS.into(),
             _ => self.options.admin_timeout_us / 1000,
         };
         let deadline_us = self.clock.now_us() + ms * 1000;

@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod peers;
 mod server;
+mod shared;
 mod small;
 
 use anyhow::{Context as _, bail};
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 /// Measures Forebay beside fio, iperf3 and Redis.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Only the part of this name: engine, large, small, memory or disk
+    /// Only the part of this name: engine, large, small, shm, memory or disk
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// One short round and fewer keys: shows that it works, not how fast
@@ -53,10 +54,11 @@ impl Effort {
 type Part = fn(&Machine, Effort, &mut Metrics) -> anyhow::Result<()>;
 
 /// In this order: each part starts and ends its own processes.
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("engine", engine::measure),
     ("large", large::measure),
     ("small", small::measure),
+    ("shm", shared::measure),
     ("memory", memory::measure),
     ("disk", disk::measure),
 ];
@@ -77,7 +79,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let Arguments { only, quick } = arguments;
     let chosen = |name: &str| only.as_deref().is_none_or(|only| only == name);
     if !PARTS.iter().any(|(name, _)| chosen(name)) {
-        bail!("--only takes engine, large, small, memory or disk");
+        bail!("--only takes engine, large, small, shm, memory or disk");
     }
     let effort = if *quick { Effort::QUICK } else { Effort::FULL };
     let machine = Machine::look()?;

@@ -5,6 +5,8 @@ use crate::devices::binding::{self, Told};
 use crate::devices::fake::DRIVE;
 use crate::devices::machine::Machine;
 use crate::exit::Code;
+use crate::media::DeviceId;
+use std::path::Path;
 
 fn bind(machine: &mut FakeMachine, line: &str) -> anyhow::Result<Told> {
     binding::bind(&arguments(line).unwrap(), machine)
@@ -121,6 +123,30 @@ fn a_drive_in_use_is_never_taken_whatever_is_typed() {
     }
 }
 
+/// A container has its own names for devices, and a file can be gone while it is open.
+#[test]
+fn a_device_that_is_open_under_another_name_is_found_by_its_number() {
+    let number = DeviceId::of(Path::new("/dev/null")).unwrap();
+    assert_eq!(number, DeviceId::Character(1, 3));
+    let mut machine = FakeMachine::new();
+    machine.put("proc/40/comm", "other\n");
+    std::fs::create_dir_all(machine.path("proc/40/fd")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", machine.path("proc/40/fd/5")).unwrap();
+    machine.put("sys/class/nvme-generic/ng3n1/dev", "1:4\n");
+    bind(&mut machine, DRIVE).unwrap();
+    machine.put("sys/class/nvme-generic/ng3n1/dev", "1:3\n");
+    refused(&mut machine, "0000:03:00.0 --yes --confirm S3", &["ng3n1 is open in other (pid 40)"]);
+
+    let mut machine = FakeMachine::new();
+    bind(&mut machine, YES).unwrap();
+    machine.process(31, "forebayd", "somewhere/else");
+    std::fs::remove_file(machine.path("proc/31/fd/3")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", machine.path("proc/31/fd/3")).unwrap();
+    machine.put("sys/class/vfio/7/dev", "1:3\n");
+    let error = unbind(&mut machine, YES).unwrap_err();
+    assert!(error.to_string().contains("driven by forebayd (pid 31)"), "{error}");
+}
+
 #[test]
 fn a_mounted_partition_is_its_drives_use() {
     let mut machine = FakeMachine::new();
@@ -159,6 +185,68 @@ fn a_drive_that_holds_something_is_taken_only_by_its_serial_number() {
     }
 }
 
+#[test]
+fn a_namespace_that_shows_no_disk_is_not_an_empty_one() {
+    type Hide = fn(&mut FakeMachine);
+    let cases: [(Hide, &str); 6] = [
+        (|m| m.says.borrow_mut().add_namespace(9), "namespace 9 shows no disk"),
+        (|m| m.put("sys/block/nvme3n1/nsid", ""), "namespace 1 shows no disk"),
+        (|m| m.put("sys/block/nvme3n1/size", ""), "nvme3n1 cannot be read by the kernel"),
+        (|m| m.says.borrow_mut().mute = true, "does not tell its namespaces (it does not answer)"),
+        (
+            |m| m.put("sys/bus/pci/devices/0000:03:00.0/nvme/nvme3/state", ""),
+            "its controller is in no known state",
+        ),
+        (
+            |m| std::fs::remove_dir_all(m.path("sys/bus/pci/devices/0000:03:00.0/nvme")).unwrap(),
+            "its controller is not there yet",
+        ),
+    ];
+    for (hide, why) in cases {
+        let mut machine = FakeMachine::new();
+        hide(&mut machine);
+        for line in [DRIVE, YES] {
+            refused(&mut machine, line, &[DRIVE, why, "--confirm SERIAL"]);
+        }
+    }
+    let mut machine = FakeMachine::new();
+    machine.says.borrow_mut().add_namespace(9);
+    machine.add_disk(DRIVE, 9);
+    bind(&mut machine, YES).unwrap();
+    assert_eq!(machine.claims.get(), 2);
+}
+
+/// The kernel shows a drive's disks only some time after its controller is live: `bind` right behind
+/// `unbind` saw no disk, and took a drive with a file system on it.
+#[test]
+fn unbind_waits_for_the_disks_so_that_bind_sees_them() {
+    let mut machine = FakeMachine::new();
+    machine.put("dev/nvme3n1", disk(1080, &[0x53, 0xef]));
+    bind(&mut machine, "0000:03:00.0 --yes --confirm S3").unwrap();
+    machine.scan = 5;
+    unbind(&mut machine, YES).unwrap();
+    assert_eq!(machine.pauses, 5);
+    machine.log.clear();
+    refused(&mut machine, YES, &["holds an ext file system"]);
+}
+
+#[test]
+fn a_namespace_that_never_shows_a_disk_does_not_keep_unbind() {
+    for hide in [
+        |m: &mut FakeMachine| m.says.borrow_mut().add_namespace(9),
+        |m: &mut FakeMachine| {
+            m.says.borrow_mut().mute = true;
+        },
+    ] {
+        let mut machine = FakeMachine::new();
+        bind(&mut machine, YES).unwrap();
+        hide(&mut machine);
+        unbind(&mut machine, YES).unwrap();
+        machine.log.clear();
+        refused(&mut machine, YES, &["cannot be seen"]);
+    }
+}
+
 /// 4 MiB of zeros but for `bytes`.
 fn disk(at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut disk = vec![0; 4 << 20];
@@ -169,7 +257,8 @@ fn disk(at: usize, bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn a_pool_of_ours_needs_no_serial_number() {
     let mut machine = FakeMachine::new();
-    machine.put("dev/nvme3n1", disk(0, &forebayd::store::format::superblock::MAGIC));
+    let magic = forebayd::store::format::superblock::MAGIC;
+    machine.put("dev/nvme3n1", disk(3 << 20, &magic));
     bind(&mut machine, YES).unwrap();
     assert_eq!(machine.claims.get(), 1, "it was claimed while it was looked at");
 }
@@ -240,6 +329,8 @@ fn a_drive_without_a_driver_has_to_be_looked_at_first() {
     let mut machine = FakeMachine::new();
     machine.function("0000:08:00.0", "0x010802", Some(9));
     refused(&mut machine, "08:00.0 --yes", &["has no driver", "devices unbind 0000:08:00.0 --yes"]);
+    machine.put("sys/bus/pci/devices/0000:08:00.0/driver_override", "vfio-pci\n");
+    refused(&mut machine, "08:00.0 --yes", &["has no driver"]);
     unbind(&mut machine, "08:00.0 --yes").unwrap();
     bind(&mut machine, "08:00.0 --yes").unwrap();
 }
@@ -256,9 +347,33 @@ fn a_daemons_drive_is_not_taken_from_it() {
     assert!(machine.log.is_empty());
 }
 
+/// One in a container, or of another user, shows no descriptors here; an unbind would wait for it.
+#[test]
+fn a_drive_whose_group_the_kernel_has_given_out_is_not_taken_back() {
+    let mut machine = FakeMachine::new();
+    bind(&mut machine, YES).unwrap();
+    machine.claimed = vec!["vfio/7"];
+    machine.log.clear();
+    let error = unbind(&mut machine, YES).unwrap_err();
+    assert_eq!(Code::of(&error), Code::Refused);
+    assert!(error.to_string().contains("driven by a process that is not seen here"), "{error}");
+    assert!(machine.log.is_empty());
+    machine.claimed.clear();
+    unbind(&mut machine, YES).unwrap();
+}
+
 #[test]
 fn an_interruption_anywhere_is_mended_by_unbind_and_finished_by_bind() {
-    for mend in [unbind, bind] {
+    // Without a driver nobody sees what the drive holds, so that only unbind leads on.
+    let both = |machine: &mut FakeMachine, line: &str| {
+        if machine.driver(DRIVE).is_none() {
+            let error = bind(machine, line).unwrap_err().to_string();
+            assert!(error.contains("has no driver"), "{error}");
+            unbind(machine, line)?;
+        }
+        bind(machine, line)
+    };
+    for mend in [unbind, both] {
         for died in 0.. {
             let mut machine = FakeMachine::new();
             std::fs::remove_dir(machine.path("sys/bus/pci/drivers/vfio-pci")).unwrap();

@@ -146,6 +146,18 @@ fn a_daemons_drive_is_listed_without_the_daemon_too() {
 }
 
 #[test]
+fn a_free_drive_of_vfio_is_reset_only_by_who_says_so() {
+    let mut machine = FakeMachine::new();
+    binding::bind(&arguments(&format!("{DRIVE} --yes")).unwrap(), &mut machine).unwrap();
+    let told = list(&machine);
+    let why = "0000:03:00.0: not asked: that would bring it up, and reset it (--ask does it)";
+    assert_eq!(told.text.lines().nth(2), Some(why));
+    // The way there is none in this machine: it was tried.
+    let told = list::list(&arguments("--ask --admin /none").unwrap(), &machine).unwrap();
+    assert!(told.text.contains("no way to a drive with"), "{}", told.text);
+}
+
+#[test]
 fn a_machine_without_drives_says_so() {
     let machine = FakeMachine::new();
     std::fs::remove_dir_all(machine.path("sys/bus/pci/devices/0000:03:00.0")).unwrap();
@@ -232,6 +244,19 @@ fn a_format_is_shown_and_sent_only_with_the_serial_number() {
     let told = format(&machine, "--lba-format 3 --confirm S3").unwrap();
     assert!(told.text.contains("has LBA format 4096 already"), "{}", told.text);
     assert_eq!(machine.says.borrow().formats.len(), 1);
+}
+
+#[test]
+fn a_format_says_what_is_lost_and_forgets_its_partitions() {
+    let machine = FakeMachine::new();
+    let mut pool = vec![0; 4 << 20];
+    pool[3 << 20..][..8].copy_from_slice(&forebayd::store::format::superblock::MAGIC);
+    machine.put("dev/nvme3n1", pool);
+    let told = format(&machine, "--block-size 4096").unwrap();
+    assert!(told.text.contains("  nvme3n1 holds a Forebay pool"), "{}", told.text);
+    assert_eq!(machine.rereads.get(), 0);
+    format(&machine, "--block-size 4096 --confirm S3").unwrap();
+    assert_eq!(machine.rereads.get(), 1);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 //!
 //! Guarantees: a device that holds anything (a file system, a partition table, another pool, bytes
 //! of unknown kind) or that the system uses is left alone, unless it was named twice; all devices
-//! are looked at before the first one is written.
+//! are looked at before the first one is written; nothing that was there before is left at either end,
+//! where it would be taken for what the device holds now.
+
+mod own;
 
 use crate::context::Context;
 use crate::exit::{Code, Failure};
@@ -10,17 +13,15 @@ use crate::media::blocks::Blocks;
 use crate::media::{signature, usage};
 use crate::output;
 use anyhow::Context as _;
-use forebay_config::{Nvme, units};
-use forebay_nvme::pci::PciAddress;
+use forebay_config::units;
 use forebay_nvme::uring::UringDevice;
 use forebay_nvme::{Arena, BLOCK_BYTES, BlockQueue, Pool};
-use forebayd::reactor::Clock;
-use forebayd::runtime::nvme::{self, Drives, OnClock};
 use forebayd::store::format::Superblock;
+use forebayd::store::format::superblock::COPIES;
 use forebayd::store::geometry::FormatOptions;
 use forebayd::store::pool::{self, Identity};
+use own::Own;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,9 @@ pub(crate) struct Args {
     /// Name a device a second time to destroy what it holds (once for each such device)
     #[arg(long, value_name = "DEVICE")]
     confirm: Vec<PathBuf>,
+    /// Which namespace of the drives that are named by PCI address, where they have several
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    namespace: Option<u32>,
     /// Create files that do not exist in this size, like 4GiB
     #[arg(long, value_parser = size)]
     size: Option<u64>,
@@ -58,7 +62,7 @@ fn size(text: &str) -> Result<u64, String> {
 
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let memory = Arena::on_demand(ARENA_BYTES).context("no memory")?.pool();
-    let mut own = Own::open(&args.devices, &memory)?;
+    let mut own = Own::open(&args.devices, args.namespace, &memory)?;
     check(&args, &mut own)?;
     let mut queues: Vec<Box<dyn BlockQueue>> = Vec::new();
     for path in &args.devices {
@@ -76,48 +80,30 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         ..FormatOptions::default()
     };
     let superblock = pool::format(&mut queues, &memory, &identity(args.devices.len())?, options)?;
+    for queue in &mut queues {
+        clean(queue.as_mut(), &memory).context("the pool is made, but its ends are not clean")?;
+    }
     // The queues go before the controllers that have them.
     drop(queues);
     drop(own);
     report(&superblock, &args.devices, context)
 }
 
+/// Wipes what lies between and behind the superblocks: others' signatures.
+fn clean(queue: &mut dyn BlockQueue, memory: &Pool) -> io::Result<()> {
+    let blocks = queue.geometry().blocks;
+    // Each superblock has as much behind it as lies between the first two.
+    let apart = Superblock::block_of_copy(1, blocks);
+    let mut device = Blocks::new(queue, memory);
+    for copy in 0..COPIES {
+        device.wipe(Superblock::block_of_copy(copy, blocks) + 1, apart - 1)?;
+    }
+    device.flush()
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "maps an error")]
 fn refused(error: impl ToString) -> Failure {
     Failure::new(Code::Refused, error.to_string())
-}
-
-/// The devices that are named by their PCI address: this process drives them.
-struct Own<'a> {
-    queues: BTreeMap<PathBuf, Box<dyn BlockQueue>>,
-    memory: &'a Pool,
-    _drives: Option<Drives>,
-}
-
-impl<'a> Own<'a> {
-    fn open(devices: &[PathBuf], memory: &'a Pool) -> anyhow::Result<Self> {
-        let is_address = |path: &&PathBuf| path.to_string_lossy().parse::<PciAddress>().is_ok();
-        let addresses: Vec<&PathBuf> = devices.iter().filter(is_address).collect();
-        let mut own = Self { queues: BTreeMap::new(), memory, _drives: None };
-        if addresses.is_empty() {
-            return Ok(own);
-        }
-        let clock = Clock::start();
-        let drives = Drives::start(clock).map_err(refused)?;
-        for path in addresses {
-            let drive = drives.open(&path.to_string_lossy(), &Nvme::default()).map_err(refused)?;
-            let queue = nvme::queue(&drive, memory, DEPTH).map_err(refused)?;
-            own.queues.insert(path.clone(), Box::new(OnClock::new(queue, clock)));
-        }
-        own._drives = Some(drives);
-        Ok(own)
-    }
-
-    /// What the drive holds, if it is one of these.
-    fn signature(&mut self, path: &Path) -> Option<io::Result<Option<&'static str>>> {
-        let queue = self.queues.get_mut(path)?;
-        Some(signature::find(&mut Blocks::new(queue.as_mut(), self.memory)))
-    }
 }
 
 /// Looks at every device before anything is written.
@@ -152,7 +138,7 @@ fn check(args: &Args, own: &mut Own<'_>) -> anyhow::Result<()> {
 fn danger(path: &Path, own: &mut Own<'_>) -> anyhow::Result<Option<String>> {
     if let Some(found) = own.signature(path) {
         let found = found.with_context(|| format!("cannot read {}", path.display()))?;
-        return Ok(found.map(|what| format!("holds {what}")));
+        return Ok(found.map(|found| format!("holds {}", found.what())));
     }
     if !path.exists() {
         return Ok(None);
@@ -163,7 +149,7 @@ fn danger(path: &Path, own: &mut Own<'_>) -> anyhow::Result<Option<String>> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let found =
         signature::find(&mut file).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(found.map(|what| format!("holds {what}")))
+    Ok(found.map(|found| format!("holds {}", found.what())))
 }
 
 /// Random identities for a new pool.
@@ -208,16 +194,18 @@ fn report(made: &Superblock, devices: &[PathBuf], context: &Context) -> anyhow::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::media::signature::Found;
+    use forebay_nvme::sim::{SimConfig, SimDevice};
 
     fn args(devices: &[&Path], confirm: &[&Path]) -> Args {
         let owned = |paths: &[&Path]| paths.iter().map(|path| path.to_path_buf()).collect();
         let (devices, confirm) = (owned(devices), owned(confirm));
-        Args { devices, confirm, size: None, shards: None, segment_size: None }
+        Args { devices, confirm, namespace: None, size: None, shards: None, segment_size: None }
     }
 
     fn look(args: &Args) -> anyhow::Result<()> {
         let memory = Arena::on_demand(ARENA_BYTES)?.pool();
-        check(args, &mut Own::open(&[], &memory)?)
+        check(args, &mut Own::open(&[], None, &memory)?)
     }
 
     #[test]
@@ -232,6 +220,33 @@ mod tests {
         assert_eq!(Code::of(&error), Code::Refused);
         assert!(error.to_string().contains("full holds data of unknown kind"), "{error}");
         look(&args(&[&blank, &full], &[&full])).unwrap();
+    }
+
+    /// What was there before would be taken for what the device holds: `forebay devices bind` would ask
+    /// for the serial number of a drive with a pool.
+    #[test]
+    fn nothing_at_the_ends_survives_a_format() {
+        let blocks = 1 << 18;
+        let device = SimDevice::new(SimConfig { blocks, ..SimConfig::default() });
+        for block in (0..512).chain(blocks - 512..blocks) {
+            device.edit(block, |data| data.fill(0xfc));
+        }
+        device.edit(1, |data| data[..8].copy_from_slice(b"EFI PART"));
+        device.edit(blocks - 1, |data| data[..8].copy_from_slice(b"EFI PART"));
+        let memory = Arena::on_demand(ARENA_BYTES).unwrap().pool();
+        let queues: &mut [Box<dyn BlockQueue>] = &mut [Box::new(device.queue())];
+        pool::format(queues, &memory, &identity(1).unwrap(), FormatOptions::default()).unwrap();
+        clean(queues[0].as_mut(), &memory).unwrap();
+        let found = signature::find(&mut Blocks::new(queues[0].as_mut(), &memory)).unwrap();
+        assert_eq!(found, Some(Found::Ours("a Forebay pool")));
+        pool::open(queues, &memory, 1).unwrap();
+    }
+
+    #[test]
+    fn a_namespace_is_only_named_of_a_drive() {
+        let memory = Arena::on_demand(ARENA_BYTES).unwrap().pool();
+        let error = Own::open(&["/nonexistent".into()], Some(2), &memory).err().unwrap();
+        assert_eq!(Code::of(&error), Code::Usage, "{error}");
     }
 
     #[test]

@@ -1,0 +1,55 @@
+//! What a connection is to the client: a stream, and perhaps memory that the server reaches.
+
+use crate::stream::sim::SimStream;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+/// A connection that never blocks: where a read or write would, it ends in
+/// [`std::io::ErrorKind::WouldBlock`].
+pub trait Stream: Read + Write {
+    /// Memory in which the server puts and finds bulk data, where the transport has it.
+    fn memory(&mut self) -> Option<&mut dyn Memory> {
+        None
+    }
+}
+
+impl Stream for TcpStream {}
+impl Stream for SimStream {}
+
+/// A piece of memory that the server may use until it has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lent {
+    /// As it travels in [`crate::pdu::Command::address`].
+    pub address: u64,
+    /// As it travels in [`crate::pdu::Command::memory_key`].
+    pub key: u32,
+    /// Bytes.
+    pub bytes: u32,
+}
+
+/// Memory that the server reaches. What is lent and not taken back is gone with the connection.
+pub trait Memory {
+    /// A piece of `bytes`, if there is one.
+    fn lend(&mut self, bytes: usize) -> Option<Lent>;
+
+    /// Copies `from` into a piece.
+    ///
+    /// # Panics
+    /// If that is more than was lent.
+    fn put(&mut self, lent: Lent, offset: usize, from: &[u8]);
+
+    /// Copies out of a piece: what is in it may change until then.
+    ///
+    /// # Panics
+    /// If that is more than was lent.
+    fn get(&self, lent: Lent, offset: usize, into: &mut [u8]);
+
+    /// A hint that `count` bytes of a piece will be copied out soon.
+    ///
+    /// # Panics
+    /// If that is more than was lent.
+    fn prefetch(&self, lent: Lent, offset: usize, count: usize);
+
+    /// Takes a piece back: the server has answered.
+    fn take_back(&mut self, lent: Lent);
+}
