@@ -8,12 +8,13 @@ BENCH ?=
 # For `make test-vm`: which tests, by a part of their names
 VM ?=
 
-.PHONY: help build demo test test-vm lint fuzz bench bench-vm
+.PHONY: help build demo test test-vm test-rdma lint fuzz bench bench-vm
 
 help:
 	@echo 'make demo    the whole path once, with a crash in the middle (2 minutes and the build)'
 	@echo 'make test    every test there is; FUZZ_SECONDS=$(FUZZ_SECONDS) for each fuzz target'
 	@echo 'make test-vm only those on real NVMe controllers, in a virtual machine; VM=name for some of them'
+	@echo 'make test-rdma the RDMA transport over real verbs (soft-RoCE), in a virtual machine'
 	@echo 'make build   forebayd and forebay, in target/release'
 	@echo 'make lint    rustfmt and clippy, as CI has them'
 	@echo 'make fuzz    the fuzz targets alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
@@ -36,6 +37,15 @@ test-vm:
 	cargo build --release -p forebayd -p forebay-tools
 	cargo build --release -p forebay-nvme --example queue_iops
 	FOREBAY_VM=$(CURDIR)/target/vm RUST_LIB_BACKTRACE=0 cargo test -p forebay-tests --test vm -- --test-threads=1 $(VM)
+
+test-rdma:
+	@tests/scripts/need.sh cc:gcc,libc6-dev cmake:cmake,libclang-dev,pkg-config,libibverbs-dev,librdmacm-dev \
+		ibv_devices:ibverbs-utils,ibverbs-providers rdma:iproute2
+	@tests/vm/prepare.sh target/vm
+	cargo build --release -p forebayd -p forebay-tools
+	FOREBAY_RXE_TESTS=$$(cargo test -p forebay-fabric --features rdma --test rxe --no-run --message-format=json | \
+		sed -n 's/.*"executable":"\([^"]*\/rxe-[^"]*\)".*/\1/p') FOREBAY_VM=$(CURDIR)/target/vm \
+		cargo test -p forebay-tests --test vm rdma -- --test-threads=1 --nocapture
 
 lint:
 	cargo fmt --check

@@ -72,8 +72,15 @@ impl Buffers {
 pub trait Peer {
     /// Sends a PDU.
     fn send(&mut self, pdu: &[u8]);
+    /// Its memory is read and written while it does nothing (RDMA).
+    const IS_PASSIVE: bool = false;
     /// Memory that the server may pull for command `cid`, once.
-    fn lend(&mut self, cid: u16, memory: Vec<u8>);
+    fn lend(&mut self, cid: u16, memory: Vec<u8>) -> RemoteMemory;
+    /// Memory of so many bytes that the server may push the data of command `cid` to. A peer that is
+    /// not passive does not answer a pull of it.
+    fn expect(&mut self, _cid: u16, length: usize) -> RemoteMemory {
+        remote(length)
+    }
     /// Moves what can be moved.
     fn turn(&mut self);
     /// The PDUs that have arrived since the last call, each with its bulk data behind it.
@@ -211,8 +218,10 @@ impl<S: Read + Write> Peer for StreamPeer<S> {
         self.out.extend(pdu);
     }
 
-    fn lend(&mut self, cid: u16, memory: Vec<u8>) {
+    fn lend(&mut self, cid: u16, memory: Vec<u8>) -> RemoteMemory {
+        let remote = remote(memory.len());
         self.lent.insert(cid, memory);
+        remote
     }
 
     fn turn(&mut self) {
@@ -422,10 +431,10 @@ impl<W: Wire> Rig<W> {
         bytes
     }
 
-    fn pull(&mut self, conn: ConnId, cid: u16, length: usize) {
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory) {
         // Longer than what is pulled: the rest must stay as it is.
-        let buffer = self.buffers.holding(vec![0xEE; length + 3]);
-        self.wire.transport().pull(conn, cid, remote(length), buffer);
+        let buffer = self.buffers.holding(vec![0xEE; remote.length as usize + 3]);
+        self.wire.transport().pull(conn, cid, remote, buffer);
     }
 
     fn pulled(&self) -> Vec<&Event> {
@@ -495,7 +504,7 @@ fn what_is_sent_arrives_in_order_with_its_data<W: Wire>(rig: &mut Rig<W>) {
                 Payload { buffer, range: 2..2 + part.len() }
             })
             .collect();
-        let remote = remote(data.len());
+        let remote = peer.expect(cid, data.len());
         rig.wire.transport().push(conn, response.as_bytes(), remote, &mut payloads.drain(..));
         expected.push([response.as_bytes(), &data].concat());
         if rig.rng.u8(..8) == 0 {
@@ -509,7 +518,7 @@ fn what_is_sent_arrives_in_order_with_its_data<W: Wire>(rig: &mut Rig<W>) {
         received.len() >= expected.len()
     });
     assert!(received == expected, "seed {}: other bytes, or in another order", rig.seed);
-    assert!(rig.wire.transport().is_flushed());
+    rig.until("a flushed transport", &mut [&mut peer], |rig, _| rig.wire.transport().is_flushed());
 }
 
 fn pulls_bring_each_clients_bytes_into_its_own_buffer<W: Wire>(rig: &mut Rig<W>) {
@@ -521,8 +530,8 @@ fn pulls_bring_each_clients_bytes_into_its_own_buffer<W: Wire>(rig: &mut Rig<W>)
         for (peer, conn) in [(&mut first, conn), (&mut second, other)] {
             let length = rig.rng.usize(1..most);
             let data = rig.bytes(length);
-            rig.pull(conn, cid, length);
-            peer.lend(cid, data.clone());
+            let remote = peer.lend(cid, data.clone());
+            rig.pull(conn, cid, remote);
             // Other PDUs stand between the data.
             peer.send(Ping::new(PduType::Ping, 0).as_bytes());
             expected.push(Event::Pulled(conn, cid, [&data[..], &[0xEE; 3]].concat(), true));
@@ -539,7 +548,7 @@ fn pulls_bring_each_clients_bytes_into_its_own_buffer<W: Wire>(rig: &mut Rig<W>)
 
 fn a_pull_of_nothing_is_complete<W: Wire>(rig: &mut Rig<W>) {
     let (mut peer, conn) = rig.peer();
-    rig.pull(conn, 3, 0);
+    rig.pull(conn, 3, remote(0));
     rig.until("an empty pull", &mut [&mut peer], |rig, _| !rig.pulled().is_empty());
     assert_eq!(rig.pulled(), [&Event::Pulled(conn, 3, vec![0xEE; 3], true)]);
 }
@@ -549,7 +558,7 @@ fn a_payload_is_dropped_when_it_has_left<W: Wire>(rig: &mut Rig<W>) {
     let buffer = rig.buffers.holding(vec![1; 4 << 20]);
     let response = response(0, 4 << 20);
     let payload = Payload { buffer, range: 0..4 << 20 };
-    let remote = remote(4 << 20);
+    let remote = peer.expect(0, 4 << 20);
     rig.wire.transport().push(conn, response.as_bytes(), remote, &mut [payload].into_iter());
     assert!(!rig.wire.transport().is_flushed());
     rig.until("a flushed transport", &mut [&mut peer], |rig, _| rig.wire.transport().is_flushed());
@@ -558,10 +567,12 @@ fn a_payload_is_dropped_when_it_has_left<W: Wire>(rig: &mut Rig<W>) {
 
 fn every_pull_ends_once_when_the_peer_vanishes<W: Wire>(rig: &mut Rig<W>) {
     let (mut peer, conn) = rig.peer();
-    for cid in 0..8 {
-        rig.pull(conn, cid, 100_000);
+    let lent = peer.lend(0, vec![9; 100_000]);
+    rig.pull(conn, 0, lent);
+    for cid in 1..8 {
+        let remote = peer.expect(cid, 100_000);
+        rig.pull(conn, cid, remote);
     }
-    peer.lend(0, vec![9; 100_000]);
     rig.until("the first pull", &mut [&mut peer], |rig, _| !rig.pulled().is_empty());
     drop(peer);
     let reason = rig.closed(conn, &mut []);
@@ -571,7 +582,8 @@ fn every_pull_ends_once_when_the_peer_vanishes<W: Wire>(rig: &mut Rig<W>) {
         .pulled()
         .iter()
         .map(|event| match event {
-            Event::Pulled(_, cid, _, complete) => (*cid, *complete),
+            Event::Pulled(_, cid, _, complete) if *cid == 0 => (*cid, *complete),
+            Event::Pulled(_, cid, _, complete) => (*cid, *complete && !W::Peer::IS_PASSIVE),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -583,14 +595,18 @@ fn every_pull_ends_once_when_the_peer_vanishes<W: Wire>(rig: &mut Rig<W>) {
 }
 
 fn payloads_are_dropped_when_the_peer_vanishes<W: Wire>(rig: &mut Rig<W>) {
-    let (peer, conn) = rig.peer();
+    let (mut peer, conn) = rig.peer();
     for cid in 0..16 {
         let buffer = rig.buffers.holding(vec![1; 1 << 20]);
         let payload = Payload { buffer, range: 0..1 << 20 };
-        let (pdu, remote) = (response(cid, 1 << 20), remote(1 << 20));
+        let (pdu, remote) = (response(cid, 1 << 20), peer.expect(cid, 1 << 20));
         rig.wire.transport().push(conn, pdu.as_bytes(), remote, &mut [payload].into_iter());
     }
-    rig.settle(&mut []);
+    if W::Peer::IS_PASSIVE {
+        rig.turn();
+    } else {
+        rig.settle(&mut []);
+    }
     assert!(rig.buffers.live() > 0, "the peer reads nothing: something waits");
     drop(peer);
     rig.closed(conn, &mut []);
@@ -605,7 +621,7 @@ fn a_stale_connection_is_ignored<W: Wire>(rig: &mut Rig<W>) {
     rig.closed(stale, &mut []);
     let (mut peer, conn) = rig.peer();
     rig.recorder.events.clear();
-    rig.pull(stale, 1, 10);
+    rig.pull(stale, 1, remote(10));
     rig.wire.transport().send(stale, Ping::new(PduType::Ping, 1).as_bytes());
     let payload = Payload { buffer: rig.buffers.holding(vec![0; 9]), range: 0..9 };
     let (pdu, remote) = (response(2, 9), remote(9));
@@ -619,10 +635,10 @@ fn a_stale_connection_is_ignored<W: Wire>(rig: &mut Rig<W>) {
 
 fn closing_in_order_delivers_what_was_queued<W: Wire>(rig: &mut Rig<W>) {
     let (mut peer, conn) = rig.peer();
-    rig.pull(conn, 7, 50);
+    rig.pull(conn, 7, remote(50));
     let data = rig.bytes(3 << 20);
     let payload = Payload { buffer: rig.buffers.holding(data.clone()), range: 0..data.len() };
-    let (pdu, remote) = (response(1, data.len()), remote(data.len()));
+    let (pdu, remote) = (response(1, data.len()), peer.expect(1, data.len()));
     rig.wire.transport().push(conn, pdu.as_bytes(), remote, &mut [payload].into_iter());
     let goaway = GoAway::new(GoAwayReason::Drain);
     rig.wire.transport().send(conn, goaway.as_bytes());
@@ -640,7 +656,7 @@ fn closing_in_order_delivers_what_was_queued<W: Wire>(rig: &mut Rig<W>) {
 
 fn aborting_gives_every_buffer_back<W: Wire>(rig: &mut Rig<W>) {
     let (mut peer, conn) = rig.peer();
-    rig.pull(conn, 0, 1000);
+    rig.pull(conn, 0, remote(1000));
     for cid in 1..9 {
         let payload = Payload { buffer: rig.buffers.holding(vec![0; 1 << 20]), range: 0..1 << 20 };
         let (pdu, remote) = (response(cid, 1 << 20), remote(1 << 20));
@@ -656,7 +672,8 @@ fn aborting_gives_every_buffer_back<W: Wire>(rig: &mut Rig<W>) {
 fn a_refused_pdu_closes_its_connection_and_no_other<W: Wire>(rig: &mut Rig<W>) {
     let (mut bad, conn) = rig.peer();
     let (mut good, other) = rig.peer();
-    rig.pull(conn, 1, 10);
+    let remote = bad.expect(1, 10);
+    rig.pull(conn, 1, remote);
     bad.send(Ping::new(PduType::Pong, 1).as_bytes());
     bad.send(Ping::new(PduType::Ping, 2).as_bytes());
     let reason = rig.closed(conn, &mut [&mut bad, &mut good]);

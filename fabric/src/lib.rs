@@ -2,19 +2,22 @@
 //!
 //! One protocol on every transport (`PROTOCOL.md` has the byte tables). From the wire upwards:
 //! [`pdu`] (layouts and checks), [`transport`] (moves PDUs and bulk data; [`stream`] implements it
-//! over any byte stream: `tcp`, `sim` and [`shm`]), [`server`] (sessions: handshake, credits,
+//! over any byte stream: `tcp`, `sim` and [`shm`]; [`rdma`] over queue pairs), [`server`] (sessions: handshake, credits,
 //! keep-alive, deadlines) and [`client`]. [`checkpoint`] holds the checkpoint store's payloads.
 
 pub mod checkpoint;
 pub mod client;
 pub mod conformance;
 pub mod pdu;
+pub mod rdma;
 pub mod route;
 pub mod server;
 pub mod shm;
 pub mod status;
 pub mod stream;
 pub mod transport;
+#[cfg(feature = "rdma")]
+pub mod verbs;
 
 pub use status::Status;
 

@@ -9,8 +9,8 @@
 //! * a peer can neither make it allocate by a length that was not checked nor stop the others.
 //!
 //! On a byte stream, `pull` sends R2T and receives DATA straight into the buffer, and `push` frames
-//! the data behind the response. On RDMA they are the server's READ and WRITE against the
-//! [`RemoteMemory`] that the client registered; on shared memory, a copy out of and into it.
+//! the data behind the response. On RDMA ([`crate::rdma`]) they are the server's READ and WRITE against
+//! the [`RemoteMemory`] that the client registered; on shared memory, a copy out of and into it.
 
 use crate::Buffer;
 use std::ops::Range;

@@ -27,6 +27,8 @@ mod error;
 mod link;
 mod operation;
 mod pipeline;
+#[cfg(feature = "rdma")]
+mod rdma;
 mod receive;
 mod request;
 mod router;
@@ -38,6 +40,8 @@ pub use address::{Address, NoAddress};
 pub use blocking::{Answer, Client, Keys, NamespaceInfo};
 pub use error::{ClientError, LinkError};
 pub use pipeline::{Connector, Pipeline, Slot};
+#[cfg(feature = "rdma")]
+pub use rdma::RdmaConnector;
 pub use request::{Done, ItemDone, NamespaceId, Request, RetrieveItem, StoreItem, Target, Ticket};
 pub use router::ClientCounters;
 pub use stream::{Lent, Memory, Stream};

@@ -10,6 +10,7 @@ mod devices_command;
 mod figures;
 mod guest;
 mod kernel_driver;
+mod rdma;
 mod vfio;
 mod vfio_faults;
 mod vfio_recovery;

@@ -1,0 +1,33 @@
+//! The RDMA transport over real verbs: soft-RoCE on a network device of the guest's own.
+
+use crate::place;
+use std::path::Path;
+use std::time::Duration;
+
+/// Names the tests of `forebay-fabric` over real verbs, which `make test-rdma` builds: that takes more than
+/// the other tests here do.
+const TESTS: &str = "FOREBAY_RXE_TESTS";
+
+#[test]
+fn real_verbs_do_what_the_simulated_ones_do() {
+    let Some(tests) = std::env::var_os(TESTS) else {
+        eprintln!("skipped: it needs libibverbs; run `make test-rdma`");
+        return;
+    };
+    let Some(place) = place() else { return };
+    let guest = place.boot().unwrap();
+    guest
+        .sh("modprobe -a crc32_generic dummy rdma_rxe rdma_ucm ib_uverbs && \
+             ip link add dummy0 type dummy && ip addr add 10.9.0.1/24 dev dummy0 && \
+             ip link set dummy0 up && rdma link add rxe0 type rxe netdev dummy0")
+        .unwrap();
+    // The machine is slow, and one test after the other has it for itself.
+    let run = format!(
+        "ulimit -l unlimited; FOREBAY_RXE=10.9.0.1 {} --test-threads=1 --nocapture 2>&1",
+        Path::new(&tests).display()
+    );
+    let said = guest.run(&run, Duration::from_secs(1200)).unwrap();
+    println!("{}", said.stdout);
+    assert_eq!(said.status, 0, "{}", said.stdout);
+    assert!(!said.stdout.contains("skipped"), "there is a device, and every test uses it");
+}
