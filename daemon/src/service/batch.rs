@@ -227,14 +227,22 @@ fn item_result(ended: Result<Ended, Refusal>) -> ItemResult {
     ItemResult::new(status, ended.length, ended.result, ended.crc)
 }
 
-/// Vectors for the items of batches under way and for their data, used again and again.
-#[derive(Debug, Default)]
+/// Vectors for the items of batches under way and for their data, used again and again. There are enough for one
+/// client from the start; more are made when more batches than ever are under way.
+#[derive(Debug)]
 pub(super) struct Batches {
     pending: RefCell<Vec<Vec<Pending<'static>>>>,
     parts: RefCell<Vec<Vec<Payload<DmaBuf>>>>,
 }
 
 impl Batches {
+    /// Vectors for so many batches at a time.
+    pub(super) fn new(count: usize) -> Self {
+        let pending = (0..count).map(|_| Vec::with_capacity(ITEMS_MAX)).collect();
+        let parts = (0..count).map(|_| Vec::with_capacity(1 + ITEMS_MAX)).collect();
+        Self { pending: RefCell::new(pending), parts: RefCell::new(parts) }
+    }
+
     fn take_pending<'k>(&self) -> Vec<Pending<'k>> {
         let used = self.pending.borrow_mut().pop();
         used.unwrap_or_else(|| Vec::with_capacity(ITEMS_MAX))

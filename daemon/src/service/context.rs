@@ -99,7 +99,7 @@ impl Context {
         let outgoing = RefCell::new(VecDeque::with_capacity(2 * slots.count()));
         let phase = Cell::new(Phase::Serving);
         let listeners = (0..listeners).map(|_| Cell::default()).collect();
-        let (batches, counters) = (Batches::default(), Counters::default());
+        let (batches, counters) = (Batches::new(queue_depth.into()), Counters::default());
         Rc::new(Self {
             ready,
             now,
