@@ -45,7 +45,7 @@ test-rdma:
 	cargo build --release -p forebayd -p forebay-tools
 	FOREBAY_RXE_TESTS=$$(cargo test -p forebay-fabric --features rdma --test rxe --no-run --message-format=json | \
 		sed -n 's/.*"executable":"\([^"]*\/rxe-[^"]*\)".*/\1/p') FOREBAY_VM=$(CURDIR)/target/vm \
-		cargo test -p forebay-tests --test vm rdma -- --test-threads=1 --nocapture
+		cargo test -p forebay-tests --test vm rdma -- --ignored --test-threads=1 --nocapture
 
 lint:
 	cargo fmt --check
