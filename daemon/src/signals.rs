@@ -25,7 +25,7 @@ impl Signals {
     }
 
     /// Runs `work` in this thread, which a signal ends at once meanwhile, and the process with it: for what may
-    /// take long and leaves nothing undone.
+    /// take long and leaves nothing undone. It starts no thread: that would die of the signals for ever after.
     ///
     /// # Errors
     /// The system does not change the mask.

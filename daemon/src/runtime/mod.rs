@@ -94,8 +94,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let signals = Signals::block()?;
     let clock = Clock::start();
     let admin = Admin::bind(&config.daemon.admin_socket)?;
-    // A drive may take minutes to come up, or to find out that it does not.
-    let devices = signals.end_at_once_during(|| Devices::open(config, clock))??;
+    let devices = Devices::open(config, clock)?;
     // Dropped behind the reactors and their queues.
     let drives = devices.drives.clone();
     let (events, inbox) = events::channel()?;
