@@ -161,7 +161,7 @@ fn settle(house: &crate::house::SharedHouse, seed: u64) {
     let house = house.borrow();
     assert_eq!(house.net.queue_pairs(), 0, "seed {seed}: a queue pair leaked");
     assert_eq!(house.net.regions(), 0, "seed {seed}: a region leaked");
-    assert_eq!(house.desk.live.get(), 0, "seed {seed}: a buffer leaked");
+    assert_eq!(house.desk.buffers.live(), 0, "seed {seed}: a buffer leaked");
     let server = house.server.as_ref().expect("a server");
     assert_eq!(server.transport().connections(), 0, "seed {seed}: a connection leaked");
     assert!(server.is_idle(), "seed {seed}: something is in flight");
@@ -326,7 +326,7 @@ fn a_client_that_hangs_in_the_middle_is_reaped_and_its_buffers_come_back() {
         let now_us = house.borrow().net.now_us();
         assert!(now_us < hung_us + 3 * 500_000 + 1_200_000, "still there");
     }
-    assert_eq!(house.borrow().desk.live.get(), 0);
+    assert_eq!(house.borrow().desk.buffers.live(), 0);
     drop(bad);
     drop(good);
     settle(&house, 7);

@@ -3,13 +3,14 @@
 
 use forebay_fabric::Status;
 use forebay_fabric::client::{Address, ClientConfig, Connector, Pipeline, Slot};
+use forebay_fabric::conformance::{Buffers, Counted};
 use forebay_fabric::pdu::{Capsule, Endpoint, ItemResult, Opcode, crc32c, response_flags};
 use forebay_fabric::rdma::client::{Hub, Line, client_shape};
 use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeVerbs};
 use forebay_fabric::rdma::{RdmaConfig, RdmaTransport};
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
 use forebay_fabric::transport::Payload;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
@@ -20,31 +21,6 @@ const STEP_US: u64 = 100;
 
 pub(crate) fn address() -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], 7000))
-}
-
-/// A buffer that is counted while it lives.
-#[derive(Debug)]
-pub(crate) struct Counted {
-    bytes: Vec<u8>,
-    live: Rc<Cell<usize>>,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl AsMut<[u8]> for Counted {
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.live.set(self.live.get() - 1);
-    }
 }
 
 #[derive(Debug)]
@@ -67,7 +43,7 @@ pub(crate) struct Desk {
     /// Checksums of what was stored, each time that it was.
     pub(crate) stored: Vec<u32>,
     tokens: BTreeSet<u64>,
-    pub(crate) live: Rc<Cell<usize>>,
+    pub(crate) buffers: Buffers,
     pub(crate) pulled: u64,
     pulls: Vec<(RequestId, usize)>,
     pulling: Vec<Work>,
@@ -81,11 +57,6 @@ impl Desk {
         self.pulling.clear();
         self.ready.clear();
         self.swallowed.clear();
-    }
-
-    fn buffer(&self, bytes: Vec<u8>) -> Counted {
-        self.live.set(self.live.get() + 1);
-        Counted { bytes, live: Rc::clone(&self.live) }
     }
 
     fn execute(&mut self, work: &Work) -> Reply<Counted> {
@@ -144,7 +115,7 @@ impl Desk {
         (reply.flags, reply.data_crc) = (flags, crc);
         if !data.is_empty() {
             let range = 0..data.len();
-            reply.payload = Some(Payload { buffer: self.buffer(data), range });
+            reply.payload = Some(Payload { buffer: self.buffers.holding(data), range });
         }
         reply
     }
@@ -184,7 +155,7 @@ impl Service<Counted> for Desk {
         self.pulled += 1;
         let Some(at) = self.pulling.iter().position(|work| work.id == id) else { return };
         let mut work = self.pulling.swap_remove(at);
-        work.data = buffer.bytes.clone();
+        work.data = buffer.as_ref().to_vec();
         if complete { self.ready.push(work) } else { self.swallowed.push(id) }
     }
 
@@ -244,7 +215,7 @@ impl House {
             server.reply(id, Reply::status(Status::Cancelled, 0));
         }
         for (id, length) in std::mem::take(&mut desk.pulls) {
-            let buffer = desk.buffer(vec![0; length]);
+            let buffer = desk.buffers.holding(vec![0; length]);
             server.pull(id, buffer);
         }
         for work in std::mem::take(&mut desk.ready) {
