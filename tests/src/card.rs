@@ -6,8 +6,8 @@
 //! data moves; nothing is allocated once it is warm. What is left out: the system's libibverbs.
 
 use forebay_fabric::rdma::{
-    Chain, Ended, Event, Greeting, InFlight, Ledger, Limits, Note, Provider,
-    ProviderError, Qp, Region, Room, Shape, Work,
+    Chain, Ended, Event, Greeting, InFlight, Ledger, Limits, Note, Provider, ProviderError, Qp,
+    Region, Room, Shape, Work,
 };
 use forebay_nvme::DmaBuf;
 use std::cell::RefCell;
@@ -17,13 +17,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// As large as those of real verbs.
-const LIMITS: Limits = Limits {
-    works: 256,
-    buffers: 512,
-    pieces: 16,
-    message_bytes: 1 << 30,
-    send_bytes: 256 << 10,
-};
+const LIMITS: Limits =
+    Limits { works: 256, buffers: 512, pieces: 16, message_bytes: 1 << 30, send_bytes: 256 << 10 };
 /// The one queue pair.
 const QP: Qp = Qp { slot: 0, generation: 1 };
 /// Receives of the peer, and bytes of each.
@@ -81,11 +76,8 @@ pub struct CardPeer(Rc<RefCell<Line>>);
 /// A card, and a peer that asks for a connection.
 #[must_use]
 pub fn card() -> (Card, CardPeer) {
-    let line = Rc::new(RefCell::new(Line {
-        asks: true,
-        posted: PEER_RECEIVES.into(),
-        ..Line::default()
-    }));
+    let line =
+        Rc::new(RefCell::new(Line { asks: true, posted: PEER_RECEIVES.into(), ..Line::default() }));
     let card = Card {
         line: Rc::clone(&line),
         ledger: Ledger::new(LIMITS.works, LIMITS.buffers, LIMITS.send_bytes),

@@ -3,6 +3,7 @@
 pub mod card;
 pub mod drum;
 pub mod engine;
+pub mod house;
 pub mod kv;
 pub mod measure;
 pub mod pcie;

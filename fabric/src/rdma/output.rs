@@ -36,6 +36,8 @@ pub(super) struct Output<B> {
     copied: usize,
     payloads: VecDeque<Payload<B>>,
     group: Vec<usize>,
+    /// Bytes of data that were ever copied.
+    bytes_copied: u64,
 }
 
 impl<B> Output<B> {
@@ -47,7 +49,13 @@ impl<B> Output<B> {
             copied: 0,
             payloads: VecDeque::new(),
             group: Vec::new(),
+            bytes_copied: 0,
         }
+    }
+
+    /// Bytes of data that were copied since this was last asked.
+    pub(super) fn take_copied(&mut self) -> u64 {
+        std::mem::take(&mut self.bytes_copied)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -79,6 +87,7 @@ impl<B> Output<B> {
         }
         let mut whole = pdu.to_vec();
         payloads.for_each(|part| whole.extend_from_slice(&part.buffer.as_ref()[part.range]));
+        self.bytes_copied += (whole.len() - pdu.len()) as u64;
         self.copied += whole.len();
         self.put_messages(&whole, true, message_bytes);
         true

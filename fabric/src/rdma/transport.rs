@@ -139,6 +139,7 @@ pub struct RdmaTransport<P: Provider> {
     next_sweep_us: u64,
     idle_polls: u32,
     armed: bool,
+    bytes_copied: u64,
 }
 
 impl<P: Provider> RdmaTransport<P> {
@@ -169,6 +170,7 @@ impl<P: Provider> RdmaTransport<P> {
             next_sweep_us: u64::MAX,
             idle_polls: 0,
             armed: false,
+            bytes_copied: 0,
         }
     }
 
@@ -396,9 +398,14 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.at(number) else { return };
         let Some(at) = connection.held.iter().position(|held| held.token == token) else { return };
         let Held { pdu, remote, payloads, .. } = connection.held.remove(at);
-        if matches!(connection.phase, Phase::Open | Phase::Finishing)
-            && !deliver(&mut connection.channel, &pdu, remote, &mut payloads.into_iter(), &limits)
-        {
+        if !matches!(connection.phase, Phase::Open | Phase::Finishing) {
+            return;
+        }
+        let channel = &mut connection.channel;
+        let delivered = deliver(channel, &pdu, remote, &mut payloads.into_iter(), &limits);
+        let bytes_copied = channel.output.take_copied();
+        self.bytes_copied += bytes_copied;
+        if !delivered {
             self.drain(number, CloseReason::Protocol("the peer does not read"));
         }
     }
@@ -660,16 +667,19 @@ impl<P: Provider> Transport for RdmaTransport<P> {
     ) {
         let limits = self.provider.limits();
         self.give_up_pull_of(conn, pdu);
+        let mut bytes_copied = 0;
         self.queue(conn, |connection| {
             let token = answered(pdu).filter(|token| connection.channel.is_reading(*token));
             let Some(token) = token else {
                 let queued = deliver(&mut connection.channel, pdu, remote, payloads, &limits);
+                bytes_copied = connection.channel.output.take_copied();
                 return queued.then_some(()).ok_or("the peer does not read");
             };
             let (pdu, payloads) = (pdu.to_vec(), payloads.collect());
             connection.held.push(Held { token, pdu, remote, payloads });
             Ok(())
         });
+        self.bytes_copied += bytes_copied;
     }
 
     fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: P::Buffer) {
@@ -736,6 +746,10 @@ impl<P: Provider> Transport for RdmaTransport<P> {
         let attend_us = (!self.ending.is_empty()).then_some(self.now_us + ATTEND_US);
         let sweep_us = Some(self.next_sweep_us).filter(|at_us| *at_us != u64::MAX);
         [attend_us, sweep_us].into_iter().flatten().min()
+    }
+
+    fn bytes_copied(&self) -> u64 {
+        self.bytes_copied
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

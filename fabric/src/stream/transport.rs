@@ -76,6 +76,7 @@ pub struct StreamTransport<L: Listener, B> {
     events: Vec<Readiness>,
     now_us: u64,
     next_sweep_us: u64,
+    bytes_copied: u64,
 }
 
 impl<L: Listener, B: Buffer> StreamTransport<L, B> {
@@ -94,6 +95,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
             events: Vec::with_capacity(EVENTS_MAX),
             now_us: 0,
             next_sweep_us: u64::MAX,
+            bytes_copied: 0,
         }
     }
 
@@ -196,7 +198,9 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
                 continue;
             };
             connection.in_ready = false;
-            match connection.receive(sink, L::SHORT_BLOCKS, BUDGET_BYTES) {
+            let received = connection.receive(sink, L::SHORT_BLOCKS, BUDGET_BYTES);
+            self.bytes_copied += connection.take_copied();
+            match received {
                 Received::Empty => {}
                 Received::More(_) => {
                     connection.in_ready = true;
@@ -356,7 +360,14 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         remote: RemoteMemory,
         payloads: &mut dyn Iterator<Item = Payload<B>>,
     ) {
-        self.queue(conn, |connection| connection.push(pdu, remote, payloads));
+        let mut bytes_copied = 0;
+        self.queue(conn, |connection| {
+            let before = connection.placed_bytes;
+            let pushed = connection.push(pdu, remote, payloads);
+            bytes_copied = connection.placed_bytes - before;
+            pushed
+        });
+        self.bytes_copied += bytes_copied as u64;
         self.send_early(conn);
     }
 
@@ -373,6 +384,8 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
             if let Err(what) = fetched {
                 connection.break_off(CloseReason::Protocol(what));
                 self.report_soon(conn.slot);
+            } else {
+                self.bytes_copied += length as u64;
             }
             self.ended.push(Ended { conn, cid, buffer, complete: fetched.is_ok() });
             return;
@@ -433,6 +446,10 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
             (false, u64::MAX) => None,
             (false, sweep_us) => Some(sweep_us),
         }
+    }
+
+    fn bytes_copied(&self) -> u64 {
+        self.bytes_copied
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

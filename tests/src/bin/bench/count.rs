@@ -177,7 +177,9 @@ enum Device {
 impl Device {
     fn new(on: On) -> anyhow::Result<(Self, Pool)> {
         Ok(match on {
-            On::Drum => (Self::Drum(Drum::new(DEVICE_BYTES)), Arena::on_demand(ARENA_BYTES)?.pool()),
+            On::Drum => {
+                (Self::Drum(Drum::new(DEVICE_BYTES)), Arena::on_demand(ARENA_BYTES)?.pool())
+            }
             On::Nvme => {
                 let blocks = (DEVICE_BYTES / BLOCK_BYTES) as u64;
                 let namespaces = vec![NamespaceConfig::new(1, blocks, 12)];

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{
-    Auth, CommonHeader, Command, Hello, Offer, Opcode, PduType, Response, VERSION, crc32c, features,
+    Auth, Command, CommonHeader, Hello, Offer, Opcode, PduType, Response, VERSION, crc32c, features,
 };
 use forebay_nvme::BLOCK_BYTES;
 use forebay_tests::card::CardPeer;
@@ -125,8 +125,6 @@ impl Client for PeerClient {
 #[derive(Debug)]
 pub(super) struct TcpClient {
     stream: TcpStream,
-    /// What is sent with the next take.
-    out: Vec<u8>,
     input: Vec<u8>,
 }
 
@@ -135,7 +133,7 @@ impl TcpClient {
         let stream = TcpStream::connect(address).context("the server listens")?;
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, out: Vec::new(), input: Vec::new() })
+        Ok(Self { stream, input: Vec::new() })
     }
 
     fn read(&mut self) {
