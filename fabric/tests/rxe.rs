@@ -35,7 +35,7 @@ fn now() -> Instant {
 }
 
 fn server_shape() -> Shape {
-    Shape { receives: 16, receive_bytes: 16 << 10, reads: 16, remote_access: false }
+    Shape { receives: 16, receive_bytes: 16 << 10, reads: 16, remote_access: false, shared: false }
 }
 
 /// Both ends of one connection, each with a provider of its own.

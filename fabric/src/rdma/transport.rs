@@ -13,6 +13,7 @@
 
 use super::chain::Chain;
 use super::channel::{Channel, Reading, Waiting};
+use super::grants::Pool;
 use super::greeting::Greeting;
 use super::provider::{Event, Limits, Note, Provider, Qp, Shape, Violation};
 use crate::Buffer;
@@ -36,7 +37,8 @@ const IDLE_POLLS: u32 = 16;
 pub struct RdmaConfig {
     /// The most connections at a time; further peers are refused with GOAWAY (full).
     pub connections_max: u16,
-    /// Receives of each connection: two for each command in flight, and some for control PDUs.
+    /// Receives of each connection: two for each command in flight, and some for control PDUs. Where the
+    /// provider's receives are shared, the most that one connection may use.
     pub receives: u16,
     /// Bytes of each receive: the longest capsule.
     pub receive_bytes: u32,
@@ -135,6 +137,8 @@ pub struct RdmaTransport<P: Provider> {
     events: Vec<Event<P::Buffer>>,
     chain: Chain<P::Buffer>,
     reading: Reading,
+    /// Receives that no connection was granted, if they are shared.
+    pool: Pool,
     now_us: u64,
     next_sweep_us: u64,
     idle_polls: u32,
@@ -153,6 +157,7 @@ impl<P: Provider> RdmaTransport<P> {
         let works = Chain::<P::Buffer>::works_to_read(VALUE_BYTES_MAX, &limits);
         assert!(limits.works >= 2 * works + 2 && limits.buffers >= 4, "queue pairs are too small");
         let count = config.connections_max;
+        let pool = Pool::new(provider.shared_receives());
         Self {
             provider,
             config,
@@ -166,6 +171,7 @@ impl<P: Provider> RdmaTransport<P> {
             events: Vec::new(),
             chain: Chain::default(),
             reading: Reading::default(),
+            pool,
             now_us: 0,
             next_sweep_us: u64::MAX,
             idle_polls: 0,
@@ -186,9 +192,12 @@ impl<P: Provider> RdmaTransport<P> {
         &self.provider
     }
 
-    fn shape(&self) -> Shape {
+    /// The shape of the next connection; `None`: there are too few receives for another one.
+    fn shape(&mut self) -> Option<Shape> {
         let RdmaConfig { receives, receive_bytes, reads, .. } = self.config;
-        Shape { receives, receive_bytes, reads, remote_access: false }
+        let shared = self.provider.shared_receives() > 0;
+        let receives = if shared { self.pool.admit(receives.into())? as u16 } else { receives };
+        Some(Shape { receives, receive_bytes, reads, remote_access: false, shared })
     }
 
     fn at(&mut self, number: u16) -> Option<&mut Connection<P::Buffer>> {
@@ -233,16 +242,21 @@ impl<P: Provider> RdmaTransport<P> {
             log::info!("refused a peer whose connection request is not of this protocol");
             return self.turn_away(request, GoAwayReason::Protocol);
         };
-        let Some(number) = self.free.pop() else {
+        let shape = if self.free.is_empty() { None } else { self.shape() };
+        let Some((shape, number)) = shape.and_then(|shape| Some((shape, self.free.pop()?))) else {
             log::debug!("no room for another connection");
             return self.turn_away(request, GoAwayReason::Full);
         };
-        let shape = self.shape();
         let answer = Greeting::of(&shape).note();
         match self.provider.accept(request, answer, shape) {
-            Ok(qp) => self.admit(number, Channel::new(qp, &shape, greeting, reads)),
+            Ok(qp) => {
+                let channel = Channel::new(qp, &shape, greeting, reads);
+                let most = self.config.receives.into();
+                self.admit(number, if shape.shared { channel.sharing(most) } else { channel });
+            }
             Err(error) => {
                 log::warn!("cannot accept a connection: {error}");
+                self.pool.came_back(if shape.shared { shape.receives.into() } else { 0 });
                 self.free.push(number);
             }
         }
@@ -342,14 +356,15 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
             return;
         };
-        if !matches!(connection.phase, Phase::Open | Phase::Finishing) {
-            return;
-        }
         let (id, qp) = (connection.id, connection.channel.qp);
+        if !matches!(connection.phase, Phase::Open | Phase::Finishing) {
+            // Others may have a part of it.
+            return self.provider.repost(qp, receive);
+        }
         let message = self.provider.received(qp, receive, length);
         // Whoever is being closed is heard no more, but for the credits by which the rest leaves.
         let is_heard = connection.phase == Phase::Open && !message.is_empty();
-        let taken = connection.channel.hear(immediate).and_then(|()| {
+        let taken = connection.channel.hear(immediate, &mut self.pool).and_then(|()| {
             if !is_heard {
                 return Ok(());
             }
@@ -528,6 +543,7 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.slots[usize::from(number)].connection.take() else { return };
         let Connection { id, mut channel, reason, announced, reported, .. } = *connection;
         let (limits, reading) = (self.provider.limits(), &mut self.reading);
+        self.pool.came_back(channel.granted());
         self.provider.release(channel.qp, &mut |token, buffer| {
             channel.read_ended(token, &limits, reading);
             sink.pulled(id, token as u16, buffer, false);

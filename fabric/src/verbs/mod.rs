@@ -34,6 +34,7 @@ mod manager;
 mod memory;
 mod pair;
 mod provider;
+mod shared;
 
 pub use device::{Gid, GidKind, devices, gids};
 pub use memory::{Steady, VerbsRegion};

@@ -5,12 +5,14 @@ use super::device::{Abilities, Context, DeviceEvent, Domain, Gid, open_all};
 use super::manager::{EventChannel, Id, ManagerEvent, Tuning};
 use super::memory::{Registration, Steady, VerbsRegion, keep_from_children};
 use super::pair::{Pair, Parts, WorkId, completions};
+use super::shared::{Shared, receive_of};
 use crate::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, Room, Shape, Violation,
 };
 use ibverbs_sys as sys;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Formatter};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -48,6 +50,9 @@ struct Adapter {
     abilities: Abilities,
     registrations: Vec<Registration>,
     queues: Vec<Rc<Queue>>,
+    shared: Option<Shared>,
+    /// The queue pairs that use it, by the numbers that the network knows them by.
+    sharers: BTreeMap<u32, Qp>,
     channel: Rc<Channel>,
     domain: Rc<Domain>,
     context: Rc<Context>,
@@ -158,6 +163,18 @@ impl<B: Steady> Verbs<B> {
         Ok(())
     }
 
+    /// From now on the connections that are accepted share so many receives of so many bytes on each device,
+    /// instead of having their own. Once, before the first of them.
+    ///
+    /// # Errors
+    /// A device does not have so many, or the memory cannot be locked.
+    pub fn share_receives(&mut self, receives: u16, bytes: u32) -> Result<(), ProviderError> {
+        for adapter in &mut self.adapters {
+            adapter.shared = Some(Shared::new(&adapter.domain, receives, bytes as usize)?);
+        }
+        Ok(())
+    }
+
     /// The GID that stands for `address` on one of the devices: of RoCE v2 where there is the choice.
     #[must_use]
     pub fn gid_for(&self, address: IpAddr) -> Option<(String, Gid)> {
@@ -174,7 +191,8 @@ fn adapter(context: Rc<Context>) -> Result<Adapter, ProviderError> {
     let domain = Domain::new(Rc::clone(&context))?;
     let channel = Channel::new(&context)?;
     let (registrations, queues) = (Vec::new(), Vec::new());
-    Ok(Adapter { abilities, registrations, queues, channel, domain, context })
+    let (shared, sharers) = (None, BTreeMap::new());
+    Ok(Adapter { abilities, registrations, queues, shared, sharers, channel, domain, context })
 }
 
 /// What the least of the devices can do.
@@ -249,7 +267,9 @@ impl<B: Steady> Verbs<B> {
     fn reserve(&mut self) -> Result<Qp, ProviderError> {
         let free = self.slots.iter().position(|slot| slot.connection.is_none());
         let index = free.unwrap_or(self.slots.len());
-        let slot = u16::try_from(index).map_err(|_| ProviderError::Full)?;
+        // The last one marks shared receives.
+        let slot = u16::try_from(index).ok().filter(|slot| *slot < u16::MAX);
+        let slot = slot.ok_or(ProviderError::Full)?;
         if index == self.slots.len() {
             self.slots.push(Slot { generation: 0, connection: None });
         }
@@ -277,24 +297,35 @@ impl<B: Steady> Verbs<B> {
 
     /// A completion queue with room for one more queue pair.
     fn queue(&mut self, adapter: usize, shape: &Shape) -> Result<Rc<Queue>, ProviderError> {
-        let wanted = completions(&self.limits, shape);
+        let (wanted, number) = (completions(&self.limits, shape), adapter);
         let adapter = &mut self.adapters[adapter];
+        // Every shared receive may complete in any of the queues.
+        let shared = adapter.shared.as_ref().map_or(0, Shared::receives);
         if let Some(found) = adapter.queues.iter().find(|queue| queue.promise(wanted)) {
             return Ok(Rc::clone(found));
         }
-        let entries = QUEUE_ENTRIES.max(wanted).min(adapter.abilities.completions);
-        let queue = Queue::new(&adapter.context, &adapter.channel, entries)?;
+        let entries = (QUEUE_ENTRIES.max(wanted) + shared).min(adapter.abilities.completions);
+        let queue = Queue::new(&adapter.context, &adapter.channel, number, entries)?;
         if self.armed {
             queue.arm();
         }
         adapter.queues.push(Rc::clone(&queue));
-        if queue.promise(wanted) { Ok(queue) } else { Err(ProviderError::Full) }
+        if queue.promise(shared) && queue.promise(wanted) {
+            Ok(queue)
+        } else {
+            Err(ProviderError::Full)
+        }
     }
 
     fn pair(&mut self, qp: Qp, adapter: usize, shape: Shape) -> Result<Pair<B>, ProviderError> {
         let queue = self.queue(adapter, &shape)?;
-        let (domain, limits) = (&self.adapters[adapter].domain, self.limits);
-        Pair::new(Parts { qp, domain, queue, limits, shape })
+        let (adapter, limits) = (&mut self.adapters[adapter], self.limits);
+        let shared = adapter.shared.as_ref().filter(|_| shape.shared).map(Shared::queue).cloned();
+        let pair = Pair::new(Parts { qp, domain: &adapter.domain, queue, limits, shape, shared })?;
+        if shape.shared {
+            adapter.sharers.insert(pair.number(), qp);
+        }
+        Ok(pair)
     }
 
     fn tuning(&self, adapter: usize, shape: &Shape, reads: u8) -> Tuning {
@@ -403,6 +434,15 @@ impl<B: Steady> Verbs<B> {
                 let why = if forbidden { Violation::Forbidden } else { Violation::Other(0) };
                 self.break_all(|connection| is_pair(connection, adapter, number), why);
             }
+            DeviceEvent::FewReceives => {
+                log::debug!("RDMA device {name}: few receives are left");
+                self.adapters[adapter].shared.iter_mut().for_each(Shared::is_low);
+            }
+            DeviceEvent::Receives => {
+                log::error!("RDMA device {name}: the shared receives have failed");
+                let uses = |found: &Connection<B>| found.adapter == adapter && found.shape.shared;
+                self.break_all(uses, Violation::Other(0));
+            }
             DeviceEvent::CompletionQueue => {
                 log::error!("RDMA device {name}: a completion queue has overrun");
                 self.break_all(|connection| connection.adapter == adapter, Violation::Other(0));
@@ -481,7 +521,10 @@ impl<B: Steady> Verbs<B> {
     }
 
     fn complete(&mut self, completion: Completion, events: &mut Vec<Event<B>>) {
-        let Completion { id, status, length, immediate } = completion;
+        let Completion { id, status, length, immediate, .. } = completion;
+        if let Some(receive) = receive_of(id) {
+            return self.shared_completed(&completion, receive, events);
+        }
         let WorkId { qp, receive, sequence } = WorkId::parse(id);
         let Some(connection) = self.connection_mut(qp) else { return };
         let Some(pair) = &mut connection.pair else { return };
@@ -511,6 +554,50 @@ impl<B: Steady> Verbs<B> {
     }
 }
 
+// Shared receives.
+impl<B: Steady> Verbs<B> {
+    /// A message for one of the queue pairs that share receives, or for one that is gone.
+    fn shared_completed(
+        &mut self,
+        completion: &Completion,
+        receive: u16,
+        events: &mut Vec<Event<B>>,
+    ) {
+        let Completion { status, length, immediate, number, adapter, .. } = *completion;
+        let Adapter { shared, sharers, .. } = &mut self.adapters[adapter];
+        let Some(shared) = shared else { return };
+        shared.completed(receive);
+        let success = status == sys::ibv_wc_status::IBV_WC_SUCCESS;
+        let qp = sharers.get(&number).copied();
+        if let (Some(qp), true, Some(immediate)) = (qp, success, immediate) {
+            return events.push(Event::Received { qp, receive, length, immediate });
+        }
+        shared.repost(receive);
+        let Some(qp) = qp else { return };
+        let Some(connection) = self.connection_mut(qp) else { return };
+        if !std::mem::replace(&mut connection.quiet, true) {
+            let why = if success { Violation::Forbidden } else { violation(status) };
+            events.push(Event::Broken { qp, why });
+        }
+    }
+
+    /// Posts the shared receives that were given back.
+    fn ring_shared(&mut self) {
+        for (number, adapter) in self.adapters.iter_mut().enumerate() {
+            let Some(Err(error)) = adapter.shared.as_mut().map(Shared::ring) else { continue };
+            log::error!("RDMA device {}: {error}", adapter.context.name());
+            return self.hear_device(number, DeviceEvent::Receives);
+        }
+    }
+
+    /// What a queue pair's receives are shared with others in, if they are.
+    fn shared_of(&mut self, qp: Qp) -> Option<&mut Shared> {
+        let Connection { adapter, shape, .. } = self.connection(qp)?;
+        let (adapter, shared) = (*adapter, shape.shared);
+        self.adapters[adapter].shared.as_mut().filter(|_| shared)
+    }
+}
+
 impl<B: Steady> Provider for Verbs<B> {
     type Buffer = B;
     type Region = VerbsRegion;
@@ -519,8 +606,14 @@ impl<B: Steady> Provider for Verbs<B> {
         self.limits
     }
 
+    fn shared_receives(&self) -> u32 {
+        let each = |adapter: &Adapter| adapter.shared.as_ref().map_or(0, Shared::receives) as u32;
+        self.adapters.iter().map(each).min().unwrap_or(0)
+    }
+
     fn poll(&mut self, now_us: u64, events: &mut Vec<Event<B>>) -> bool {
         let before = events.len();
+        self.ring_shared();
         // News first, told last: what had arrived when a connection ended is seen before its end.
         self.take_news(now_us);
         // A completion of something long released has used up the arming, too.
@@ -580,16 +673,26 @@ impl<B: Steady> Provider for Verbs<B> {
     }
 
     fn received(&self, qp: Qp, receive: u16, length: u32) -> &[u8] {
-        let pair = self.connection(qp).and_then(|connection| connection.pair.as_ref());
-        pair.map_or(&[], |pair| pair.message(receive, length))
+        let Some(Connection { pair, adapter, shape, .. }) = self.connection(qp) else { return &[] };
+        if shape.shared {
+            let shared = self.adapters[*adapter].shared.as_ref();
+            return shared.map_or(&[], |shared| shared.message(receive, length));
+        }
+        pair.as_ref().map_or(&[], |pair| pair.message(receive, length))
     }
 
     fn repost(&mut self, qp: Qp, receive: u16) {
+        if let Some(shared) = self.shared_of(qp) {
+            return shared.repost(receive);
+        }
         let pair = self.connection_mut(qp).and_then(|connection| connection.pair.as_mut());
         pair.into_iter().for_each(|pair| pair.repost(receive));
     }
 
     fn ring_receives(&mut self, qp: Qp) {
+        if self.shared_of(qp).is_some() {
+            return self.ring_shared();
+        }
         let Some(connection) = self.connection_mut(qp) else { return };
         let Some(pair) = connection.pair.as_mut().filter(|_| !connection.quiet) else { return };
         if let Err(error) = pair.ring_receives() {
@@ -650,9 +753,10 @@ impl<B: Steady> Provider for Verbs<B> {
         if slot.generation != qp.generation {
             return;
         }
-        let Some(Connection { pair, id, .. }) = slot.connection.take() else { return };
+        let Some(Connection { pair, id, adapter, .. }) = slot.connection.take() else { return };
         id.disconnect();
         let Some(pair) = pair else { return };
+        self.adapters[adapter].sharers.remove(&pair.number());
         let queue = Rc::clone(pair.queue());
         pair.destroy(ended);
         // What it has left in the completion queue takes room that is now promised to others. It is not
