@@ -92,7 +92,7 @@ impl<W: Watch + 'static> House<W> {
             now_of(&net)
         };
         let endpoint = Endpoint::tcp(0, address());
-        let reactor = serving::reactor(queue, memory, clock, transport, endpoint);
+        let reactor = serving::reactor(queue, memory, clock, |_| transport, endpoint);
         Rc::new(RefCell::new(Self { net, reactor, watch: watch.clone() }))
     }
 

@@ -24,7 +24,7 @@ pub const QUEUE_DEPTH: u16 = 64;
 /// DRAM for the index, in bytes.
 const INDEX_BYTES: usize = 8 << 20;
 
-/// Formats the device behind `queue` and serves it to the clients of `transport`. The clock is read
+/// Formats the device behind `queue` and serves it to the clients of the transport that is made. The clock is read
 /// before every poll.
 ///
 /// # Panics
@@ -34,7 +34,7 @@ pub fn reactor<T: Transport<Buffer = DmaBuf>>(
     queue: Box<dyn BlockQueue>,
     memory: &Memory,
     clock: &mut dyn FnMut() -> Now,
-    transport: T,
+    transport: impl FnOnce(&ServerConfig) -> T,
     endpoint: Endpoint,
 ) -> Reactor<T> {
     let mut queues = vec![queue];
@@ -57,7 +57,8 @@ pub fn reactor<T: Transport<Buffer = DmaBuf>>(
     };
     let mut core = Core::recover(parts, clock).expect("an empty pool recovers");
     let cx = context(&mut core, clock);
-    Reactor::new(core, cx, vec![Server::new(transport, config(shard_map, endpoint))])
+    let config = config(shard_map, endpoint);
+    Reactor::new(core, cx, vec![Server::new(transport(&config), config)])
 }
 
 fn context(core: &mut Core, clock: &mut dyn FnMut() -> Now) -> Rc<Context> {
@@ -95,6 +96,7 @@ fn config(shard_map: Vec<u16>, endpoint: Endpoint) -> ServerConfig {
         reactor: 0,
         catalog_reactor: 0,
         shard_map,
+        reactors: 1,
         endpoints: vec![endpoint],
     }
 }

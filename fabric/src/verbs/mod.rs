@@ -30,6 +30,7 @@
 
 mod completion;
 mod device;
+mod listener;
 mod manager;
 mod memory;
 mod pair;
@@ -37,6 +38,7 @@ mod provider;
 mod shared;
 
 pub use device::{Gid, GidKind, devices, gids};
+pub use listener::Listener;
 pub use memory::{Steady, VerbsRegion};
 pub use provider::{Verbs, VerbsConfig};
 

@@ -17,8 +17,8 @@ use clap::{Args, ValueEnum};
 use client::{Client, PeerClient, TcpClient};
 use forebay_config::Listen;
 use forebay_fabric::pdu::Endpoint;
-use forebay_fabric::rdma::{RdmaConfig, RdmaTransport};
-use forebay_fabric::stream::StreamConfig;
+use forebay_fabric::rdma::{ProviderError, RdmaConfig, RdmaTransport};
+use forebay_fabric::server::ServerConfig;
 use forebay_fabric::transport::Transport;
 use forebay_nvme::emulated::{EmulatedConfig, NamespaceConfig, Times};
 use forebay_nvme::pcie::Options;
@@ -29,7 +29,7 @@ use forebay_tests::measure::{Callgrind, Counts, Goal, Metrics};
 use forebay_tests::pcie::SteppedQueue;
 use forebay_tests::serving::reactor;
 use forebayd::reactor::{Now, Reactor};
-use forebayd::runtime::listening::Listening;
+use forebayd::runtime::listening::{Bound, Listening};
 use std::path::Path;
 
 /// Instructions of a retrieve of 4 KiB, with 32 in flight.
@@ -133,21 +133,22 @@ impl Work {
                 let (card, peer) = card();
                 let transport = RdmaTransport::new(card, RdmaConfig::default());
                 let endpoint = Endpoint::tcp(0, ([127, 0, 0, 1], 1).into());
-                self.serve(transport, endpoint, || Ok(PeerClient::new(peer)))
+                self.serve(|_, _| Ok(transport), endpoint, || Ok(PeerClient::new(peer)))
             }
             Over::Tcp => {
-                let listen = Listen::Tcp { address: free_address()? };
+                let listen = Listen::Tcp { address: free_address()?, preference: 0 };
                 let bound = Listening::bind(&listen, 0)?;
                 let address = bound.shown.parse()?;
-                let transport = bound.listening.serve(StreamConfig::default());
-                self.serve(transport, bound.endpoint, || TcpClient::connect(address))
+                let Bound { listening, endpoint, .. } = bound;
+                let serve = |config: &ServerConfig, memory: &Pool| listening.serve(config, memory);
+                self.serve(serve, endpoint, || TcpClient::connect(address))
             }
         }
     }
 
     fn serve<T: Transport<Buffer = DmaBuf>, C: Client>(
         self,
-        transport: T,
+        transport: impl FnOnce(&ServerConfig, &Pool) -> Result<T, ProviderError>,
         endpoint: Endpoint,
         connect: impl FnOnce() -> anyhow::Result<C>,
     ) -> anyhow::Result<()> {
@@ -158,6 +159,7 @@ impl Work {
             now.us += TICK_US;
             now
         };
+        let transport = |config: &ServerConfig| transport(config, &memory).expect("a transport");
         let reactor = reactor(device.queue(), &memory, clock, transport, endpoint);
         device.stop();
         let mut rig = Rig { reactor, device, client: connect()?, now };
