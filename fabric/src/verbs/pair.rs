@@ -90,6 +90,23 @@ impl WorkId {
     }
 }
 
+/// What a device says of a queue pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairFacts {
+    /// The number of the next packet that it sends.
+    pub send_psn: u32,
+    /// The number of the next packet that it expects.
+    pub receive_psn: u32,
+    /// How often a packet that nobody acknowledges is sent again; 7 is for ever on some devices.
+    pub retries: u8,
+    /// How often a peer that has no receive posted is asked again; 7 is for ever.
+    pub not_ready_retries: u8,
+    /// The wait for an acknowledgement is 4.096 µs × 2 to the power of this; 0 is for ever.
+    pub ack_timeout: u8,
+    /// What the peer may do to memory: bits of `ibv_access_flags`.
+    pub access: u32,
+}
+
 /// What a queue pair is made of.
 pub(super) struct Parts<'a> {
     pub qp: Qp,
@@ -211,6 +228,30 @@ impl<B: Steady> Pair<B> {
         }
         // SAFETY: it has not been destroyed: that takes `self`.
         unsafe { modify(self.raw, attributes, mask) }
+    }
+
+    /// What the device says that it was given.
+    pub(super) fn facts(&self) -> Result<PairFacts, ProviderError> {
+        let mut found = MaybeUninit::<sys::ibv_qp_attr>::zeroed();
+        let mut made = MaybeUninit::<sys::ibv_qp_init_attr>::zeroed();
+        // SAFETY: the queue pair was not destroyed, and there is room for both answers, for which all zeros is
+        // a value: they are structs of numbers and pointers that are not followed.
+        let (failed, found) = unsafe {
+            let all = i32::MAX & !(sys::ibv_qp_attr_mask::IBV_QP_RATE_LIMIT.0 as i32);
+            let failed = sys::ibv_query_qp(self.raw, found.as_mut_ptr(), all, made.as_mut_ptr());
+            (failed, found.assume_init())
+        };
+        if failed != 0 {
+            return Err(number_error("an RDMA device does not tell of a queue pair", failed));
+        }
+        Ok(PairFacts {
+            send_psn: found.sq_psn,
+            receive_psn: found.rq_psn,
+            retries: found.retry_cnt,
+            not_ready_retries: found.rnr_retry,
+            ack_timeout: found.timeout,
+            access: found.qp_access_flags,
+        })
     }
 
     /// Stops it: what is in flight is flushed.

@@ -5,7 +5,7 @@ use super::device::{Abilities, Context, DeviceEvent, Domain, Gid, open_all};
 use super::listener::Listener;
 use super::manager::{EventChannel, Id, ManagerEvent, Tuning};
 use super::memory::{Registration, Steady, VerbsRegion, keep_from_children};
-use super::pair::{Pair, Parts, WorkId, completions};
+use super::pair::{Pair, PairFacts, Parts, WorkId, completions};
 use super::shared::{Shared, receive_of};
 use crate::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, Room, Shape, Violation,
@@ -173,6 +173,15 @@ impl<B: Steady> Verbs<B> {
             adapter.shared = Some(Shared::new(&adapter.domain, receives, bytes as usize)?);
         }
         Ok(())
+    }
+
+    /// What the device says of a connection's queue pair.
+    ///
+    /// # Errors
+    /// There is none, or the device does not say.
+    pub fn facts(&self, qp: Qp) -> Result<PairFacts, ProviderError> {
+        let pair = self.connection(qp).and_then(|connection| connection.pair.as_ref());
+        pair.ok_or(ProviderError::Gone)?.facts()
     }
 
     /// The GID that stands for `address` on one of the devices: of RoCE v2 where there is the choice.
