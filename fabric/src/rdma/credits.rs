@@ -183,7 +183,7 @@ mod tests {
             for line in &mut lines {
                 line.sent = [0; 2];
             }
-            for _ in 0..200 * lines.len() {
+            for _ in 0..1000 * lines.len() {
                 let at = rng.usize(..lines.len());
                 lines[at].step(&mut pool, &mut rng);
             }
@@ -199,7 +199,7 @@ mod tests {
         assert!(credits.hear(7).is_err(), "fewer than were known");
         assert!(credits.hear(2 + GRANT_MAX).is_err(), "more than any side grants");
         assert!(credits.hear(9).is_ok());
-        for _ in 0..5 {
+        for _ in 0..7 {
             credits.hear(9).unwrap();
         }
         assert!(credits.hear(9).is_err(), "more messages than were granted");

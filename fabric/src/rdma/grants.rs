@@ -78,12 +78,13 @@ impl Share {
 
 #[cfg(test)]
 mod tests {
+    use super::super::credits::GRANT_MAX;
     use super::*;
 
     /// Uses `count` credits and lets the other side hear of what it is granted.
     fn use_up(share: &mut Share, credits: &mut Credits, pool: &mut Pool, count: u32) {
         for _ in 0..count {
-            credits.hear(100).unwrap();
+            credits.hear(GRANT_MAX).unwrap();
             pool.came_back(1);
             share.refill(credits, pool);
         }
@@ -95,13 +96,14 @@ mod tests {
         let mut pool = Pool::new(4096);
         let first = pool.admit(144).unwrap();
         assert_eq!(first, 8);
-        let (mut modest, mut modest_credits) = (Share::new(first, 144), Credits::new(first, 100));
+        let (mut modest, mut modest_credits) =
+            (Share::new(first, 144), Credits::new(first, GRANT_MAX));
         for _ in 0..50 {
             use_up(&mut modest, &mut modest_credits, &mut pool, 1);
         }
         assert_eq!(modest_credits.outstanding(), 8);
         let first = pool.admit(144).unwrap();
-        let (mut greedy, mut credits) = (Share::new(first, 144), Credits::new(first, 100));
+        let (mut greedy, mut credits) = (Share::new(first, 144), Credits::new(first, GRANT_MAX));
         for _ in 0..10 {
             let all = credits.others_left() - 1;
             use_up(&mut greedy, &mut credits, &mut pool, all);
@@ -115,9 +117,9 @@ mod tests {
         let mut all = Vec::new();
         let mut come = |pool: &mut Pool, all: &mut Vec<(Share, Credits)>| {
             let first = pool.admit(144)?;
-            all.push((Share::new(first, 144), Credits::new(first, 100)));
+            all.push((Share::new(first, 144), Credits::new(first, GRANT_MAX)));
             for (share, credits) in all.iter_mut() {
-                for _ in 0..20 {
+                for _ in 0..10 {
                     let left = credits.others_left();
                     use_up(share, credits, pool, left.saturating_sub(1));
                 }

@@ -105,7 +105,7 @@ struct Slot<B> {
 #[derive(Debug)]
 struct Held<B> {
     token: u32,
-    pdu: Vec<u8>,
+    pdu: [u8; size_of::<Response>()],
     remote: RemoteMemory,
     payloads: Vec<Payload<B>>,
 }
@@ -691,7 +691,9 @@ impl<P: Provider> Transport for RdmaTransport<P> {
                 bytes_copied = connection.channel.output.take_copied();
                 return queued.then_some(()).ok_or("the peer does not read");
             };
-            let (pdu, payloads) = (pdu.to_vec(), payloads.collect());
+            // No allocation: who sends data is answered without any.
+            let pdu = pdu.try_into().map_err(|_| "a response of another length")?;
+            let payloads = payloads.collect();
             connection.held.push(Held { token, pdu, remote, payloads });
             Ok(())
         });
