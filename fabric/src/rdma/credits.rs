@@ -114,7 +114,9 @@ mod tests {
             // Close to where the counts wrap.
             for side in [&mut line.client, &mut line.server] {
                 let Credits { sent, limit, taken, granted, said } = side;
-                [sent, limit, taken, granted, said].map(|count| *count = count.wrapping_sub(20));
+                for count in [sent, limit, taken, granted, said] {
+                    *count = count.wrapping_sub(20);
+                }
             }
             Some(line)
         }
