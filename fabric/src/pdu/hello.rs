@@ -1,8 +1,8 @@
 //! The handshake: what each side speaks, and where everything is.
 
 use super::{
-    CommonHeader, DecodeError, HELLO_ACK_BYTES_MAX, ITEMS_MAX, PduType, REACTORS_MAX, SHARDS_MAX,
-    VALUE_BYTES_MAX, check, crc32c,
+    CommonHeader, DecodeError, FRAGMENTS_MAX, HELLO_ACK_BYTES_MAX, ITEMS_MAX, PduType,
+    REACTORS_MAX, SHARDS_MAX, VALUE_BYTES_MAX, check, crc32c,
 };
 use std::ops::RangeInclusive;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -163,12 +163,12 @@ pub struct HelloAck {
     pub shards: U16,
     /// The reactor that keeps the checkpoint catalog.
     pub catalog_reactor: U16,
+    /// The most fragments of a command; 0: on this transport a command names no memory.
+    pub fragments_max: U16,
     /// Zero.
-    pub reserved: U16,
+    pub reserved: U64,
     /// Zero.
-    pub reserved2: U64,
-    /// Zero.
-    pub reserved3: U32,
+    pub reserved2: U32,
     /// CRC32C of the 92 bytes before it.
     pub header_crc: U32,
 }
@@ -271,6 +271,9 @@ pub struct Welcome {
     pub reactor: u16,
     /// The reactor that keeps the checkpoint catalog; below the number of endpoints.
     pub catalog_reactor: u16,
+    /// The most fragments of a command, at most [`super::FRAGMENTS_MAX`]; 0: on this transport a
+    /// command names no memory.
+    pub fragments_max: u16,
     /// One for each reactor, in the order of their numbers.
     pub endpoints: Vec<Endpoint>,
     /// Shard → reactor; every number is below that of endpoints. At least one shard.
@@ -302,9 +305,9 @@ impl Welcome {
             reactors: U16::new(self.endpoints.len() as u16),
             shards: U16::new(self.shard_map.len() as u16),
             catalog_reactor: U16::new(self.catalog_reactor),
-            reserved: U16::ZERO,
-            reserved2: U64::ZERO,
-            reserved3: U32::ZERO,
+            fragments_max: U16::new(self.fragments_max),
+            reserved: U64::ZERO,
+            reserved2: U32::ZERO,
             header_crc: U32::ZERO,
         };
         check::seal(&mut ack);
@@ -325,8 +328,8 @@ impl Welcome {
         if ack.header.length.get() as usize != pdu.len() || pdu.len() > HELLO_ACK_BYTES_MAX {
             return Err(DecodeError::Length);
         }
-        check::reserved(ack.header.flags == 0 && ack.reserved.get() == 0)?;
-        check::reserved(ack.reserved2.get() == 0 && ack.reserved3.get() == 0)?;
+        check::reserved(ack.header.flags == 0)?;
+        check::reserved(ack.reserved.get() == 0 && ack.reserved2.get() == 0)?;
         let (endpoints, shard_map) = Self::tables(ack, &pdu[size_of::<HelloAck>()..])?;
         let reactors = endpoints.len();
         let known = |reactor: U16| usize::from(reactor.get()) < reactors;
@@ -342,6 +345,9 @@ impl Welcome {
         if ack.queue_depth.get() == 0 || shard_map.is_empty() {
             return Err(DecodeError::Field("queue depth or shards of 0"));
         }
+        if usize::from(ack.fragments_max.get()) > FRAGMENTS_MAX {
+            return Err(DecodeError::Field("more fragments than a command names"));
+        }
         Ok(Self {
             version: ack.version.get(),
             queue_depth: ack.queue_depth.get(),
@@ -355,6 +361,7 @@ impl Welcome {
             items_max: ack.items_max.get(),
             reactor: ack.reactor.get(),
             catalog_reactor: ack.catalog_reactor.get(),
+            fragments_max: ack.fragments_max.get(),
             endpoints: endpoints.to_vec(),
             shard_map: shard_map.iter().map(|reactor| reactor.get()).collect(),
         })
@@ -398,6 +405,7 @@ impl Default for Welcome {
             items_max: ITEMS_MAX as u16,
             reactor: 0,
             catalog_reactor: 0,
+            fragments_max: 0,
             endpoints: Vec::new(),
             shard_map: vec![0],
         }

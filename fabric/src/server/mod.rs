@@ -353,6 +353,7 @@ fn welcome(config: ServerConfig) -> Welcome {
         items_max: pdu::ITEMS_MAX as u16,
         reactor,
         catalog_reactor,
+        fragments_max: 0,
         endpoints,
         shard_map,
     }
