@@ -115,7 +115,7 @@ mod tests {
     fn the_greedy_leave_something_for_newcomers_and_give_back_when_there_are_many() {
         let mut pool = Pool::new(1024);
         let mut all = Vec::new();
-        let mut come = |pool: &mut Pool, all: &mut Vec<(Share, Credits)>| {
+        let come = |pool: &mut Pool, all: &mut Vec<(Share, Credits)>| {
             let first = pool.admit(144)?;
             all.push((Share::new(first, 144), Credits::new(first, GRANT_MAX)));
             for (share, credits) in all.iter_mut() {
