@@ -459,6 +459,8 @@ fn conform(shared: u16) {
             connections_max: CONNECTIONS_MAX,
             receives: 32,
             receive_bytes: 128 << 10,
+            // Software on a slow machine: a second is not enough for what may be queued.
+            linger_us: 10_000_000,
             ..RdmaConfig::default()
         };
         let any = SocketAddr::new(ip, 0);
