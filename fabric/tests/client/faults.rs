@@ -98,6 +98,31 @@ fn a_path_that_fails_is_followed_by_the_next_and_tried_again_when_that_fails() {
 }
 
 #[test]
+fn a_link_on_a_lesser_path_goes_back_when_the_better_one_works_again() {
+    let (house, second) = two_networks();
+    let mut pipeline = connect(&house, 2);
+    (0..2).for_each(|first| house.borrow_mut().kill(first));
+    idle(&mut pipeline, 5_000_000);
+    assert_eq!(pipeline.counters().connections, 4, "over the second network");
+    // The better path still fails: a try costs a moment, and no operation.
+    let next = |pipeline: &mut Pipeline<SimConnector>, until_us: u64| {
+        while pipeline.now_us() < until_us {
+            let done = pipeline.call(Request::exist(NS, b"key").with_timeout_us(300_000)).unwrap();
+            assert_eq!(done.status, Status::NotFound);
+            idle(pipeline, 100_000);
+        }
+    };
+    next(&mut pipeline, 40_000_000);
+    assert_eq!(pipeline.counters().connections, 6, "each link has tried once");
+    (0..2).for_each(|first| house.borrow_mut().start(first));
+    next(&mut pipeline, 110_000_000);
+    assert_eq!(pipeline.counters().connections, 8);
+    second.into_iter().for_each(|second| house.borrow_mut().kill(second));
+    next(&mut pipeline, 112_000_000);
+    assert_eq!(pipeline.counters().connections, 8, "the second network is not used any more");
+}
+
+#[test]
 fn a_first_connection_finds_the_reactors_whose_preferred_path_is_dead() {
     let (house, _) = two_networks();
     house.borrow_mut().kill(1);
