@@ -13,6 +13,7 @@ use forebay_fabric::rdma::{
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
 use forebay_fabric::transport::{ConnId, Payload, RemoteMemory};
 use forebay_fabric::verbs::{GidKind, Listener, Verbs, VerbsConfig, devices};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,8 +36,11 @@ fn now() -> Instant {
 }
 
 fn server_shape() -> Shape {
-    Shape { receives: 16, receive_bytes: 16 << 10, reads: 16, remote_access: false }
+    Shape { receives: 16, receive_bytes: 16 << 10, reads: 16, remote_access: false, shared: false }
 }
+
+/// `IBV_ACCESS_REMOTE_WRITE`, `IBV_ACCESS_REMOTE_READ` and `IBV_ACCESS_REMOTE_ATOMIC`.
+const REMOTE_RIGHTS: u32 = 2 | 4 | 8;
 
 /// Both ends of one connection, each with a provider of its own.
 struct Ends {
@@ -154,6 +158,31 @@ fn there_is_a_device_and_its_address_is_found_as_roce_v2() {
     let verbs: Verbs<Vec<u8>> = Verbs::new(VerbsConfig::default()).unwrap();
     let (device, gid) = verbs.gid_for(ip).expect("a GID for the address");
     assert_eq!(gid.kind, GidKind::RoceV2, "{device}: {gid:?}");
+}
+
+/// Who knows the packet numbers can forge packets: they begin anywhere. And nobody is waited for without an
+/// end, but for a server's receives.
+#[test]
+fn packet_numbers_are_random_and_a_silent_peer_is_given_up() {
+    let Some(ip) = address() else { return };
+    let mut numbers = BTreeSet::new();
+    let mut ends = Ends::new(ip, server_shape());
+    for _ in 0..8 {
+        let server = ends.server.facts(ends.server_qp).unwrap();
+        let client = ends.client.facts(ends.client_qp).unwrap();
+        assert_eq!(server.send_psn, client.receive_psn);
+        assert_eq!(client.send_psn, server.receive_psn);
+        numbers.extend([server.send_psn, client.send_psn]);
+        for facts in [server, client] {
+            assert!((1..=6).contains(&facts.retries) && (1..=18).contains(&facts.ack_timeout));
+        }
+        assert!(server.not_ready_retries <= 3 && client.not_ready_retries == 7);
+        assert_eq!(server.access & REMOTE_RIGHTS, 0);
+        ends.connect(server_shape());
+    }
+    // Of 16 numbers of 24 bits: that two are close to each other is less likely than one in 1 000.
+    let close = numbers.iter().zip(numbers.iter().skip(1)).any(|(one, next)| next - one < 64);
+    assert!(numbers.len() == 16 && !close, "{numbers:?}");
 }
 
 #[test]
@@ -414,6 +443,16 @@ impl Wire for RxeWire {
 
 #[test]
 fn real_verbs_conform() {
+    conform(0);
+}
+
+#[test]
+fn real_verbs_conform_with_shared_receives() {
+    conform(8 * CONNECTIONS_MAX);
+}
+
+/// `shared`: so many receives are shared; 0: each connection has its own.
+fn conform(shared: u16) {
     let Some(ip) = address() else { return };
     let mut make = || {
         let config = RdmaConfig {
@@ -425,7 +464,10 @@ fn real_verbs_conform() {
         let any = SocketAddr::new(ip, 0);
         let listener = Listener::bind(any).expect("the address of a device");
         let address = SocketAddr::new(ip, listener.port());
-        let verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
+        let mut verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
+        if shared > 0 {
+            verbs.share_receives(shared, config.receive_bytes).expect("shared receives");
+        }
         let transport = RdmaTransport::new(verbs, config);
         RxeWire { address, transport, start: now() }
     };
@@ -472,7 +514,8 @@ impl Service<Vec<u8>> for Desk {
 fn serve(ip: IpAddr, said: &mpsc::Sender<SocketAddr>, ended: &AtomicBool) {
     let listener = Listener::bind(SocketAddr::new(ip, 0)).expect("the address of a device");
     let address = SocketAddr::new(ip, listener.port());
-    let verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
+    let mut verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
+    verbs.share_receives(64, RdmaConfig::default().receive_bytes).expect("shared receives");
     let config = ServerConfig {
         queue_depth: 32,
         capsule_bytes: 8 << 10,

@@ -80,14 +80,19 @@ impl Response {
         response
     }
 
-    /// What `pdu` says of data that follows it, said of the same data in memory of `length` bytes.
-    /// `None`: there is no data, or that memory does not hold it.
+    /// What `pdu`, a response of this side's own, says of data that follows it, said of the same data in
+    /// memory of `length` bytes. `None`: there is no data, or that memory does not hold it.
     #[must_use]
     pub fn placed(pdu: &[u8], length: u32) -> Option<Self> {
-        let outcome = Self::parse(pdu).ok()?;
-        let fits = (1..=length).contains(&outcome.data_length);
-        let placed = Outcome { flags: outcome.flags | response_flags::PLACED, ..outcome };
-        fits.then(|| Self::new(&placed))
+        let mut response = Self::read_from_bytes(pdu).ok()?;
+        let fits = (1..=length).contains(&response.data_length.get());
+        if !fits || response.header.pdu_type != PduType::Response as u8 {
+            return None;
+        }
+        response.header.flags |= response_flags::PLACED;
+        response.header.length = U32::new(size_of::<Self>() as u32);
+        check::seal(&mut response);
+        Some(response)
     }
 
     /// Checks the first 32 bytes of a response; its data has not been looked at.

@@ -7,6 +7,7 @@
 
 use super::chain::Chain;
 use super::channel::{Channel, Reading};
+use super::grants::Pool;
 use super::greeting::Greeting;
 use super::provider::{Event, Note, Provider, ProviderError, Qp, Region, Shape};
 use crate::client::{Lent, Memory, Stream};
@@ -29,6 +30,7 @@ pub fn client_shape(queue_depth: u16) -> Shape {
         receive_bytes: 16 << 10,
         reads: 16,
         remote_access: true,
+        shared: false,
     }
 }
 
@@ -54,6 +56,8 @@ struct Shared<P: Provider> {
     chain: Chain<P::Buffer>,
     events: Vec<Event<P::Buffer>>,
     reading: Reading,
+    /// Of nothing: a client's receives are its connections' own.
+    pool: Pool,
     now_us: u64,
 }
 
@@ -86,6 +90,7 @@ impl<P: Provider> Hub<P> {
             chain: Chain::default(),
             events: Vec::new(),
             reading: Reading::default(),
+            pool: Pool::new(0),
             now_us: 0,
         })))
     }
@@ -229,7 +234,7 @@ impl<P: Provider> Shared<P> {
         let Some(index) = self.line(qp) else { return };
         let Some(state) = self.lines[index].as_mut().filter(|state| !state.closed) else { return };
         let Some(channel) = &mut state.channel else { return self.close(index) };
-        let heard = channel.hear(immediate);
+        let heard = channel.hear(immediate, &mut self.pool);
         let message = self.provider.received(qp, receive, length);
         let taken = heard.is_ok() && state.take_in(message);
         self.provider.repost(qp, receive);

@@ -6,7 +6,8 @@
 //!   buffer that the device filled or will be written from: nothing is copied here. A command that
 //!   names no memory gets its data behind the response;
 //! * no queue overruns: a side sends a PDU only if the other has posted a receive for it
-//!   (`credits`), and posts work only where the queue pair has room for it;
+//!   (`credits`), and posts work only where the queue pair has room for it. A server's connections may
+//!   share one pool of receives: what all of them were granted is never more than there are (`grants`);
 //! * a buffer that work refers to is dropped only when that work has completed, or its queue pair
 //!   is gone; a connection that breaks is drained before its end is reported;
 //! * no key of the server's memory leaves the server, and its queue pairs take no READ or WRITE.
@@ -27,6 +28,7 @@ mod channel;
 pub mod client;
 mod credits;
 pub mod fake;
+mod grants;
 mod greeting;
 mod ledger;
 mod output;

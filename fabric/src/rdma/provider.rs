@@ -47,7 +47,8 @@ pub struct Room {
 /// How a connection's queue pair is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Receives that are posted before the peer can send, and again as they are used up.
+    /// Receives that are posted before the peer can send, and again as they are used up; where they are
+    /// shared, those that the peer may use at first.
     pub receives: u16,
     /// Bytes of each.
     pub receive_bytes: u32,
@@ -55,6 +56,8 @@ pub struct Shape {
     pub reads: u8,
     /// Whether the peer may READ and WRITE memory that this side registers for it.
     pub remote_access: bool,
+    /// The receives are those that all such queue pairs of the provider share.
+    pub shared: bool,
 }
 
 /// The few bytes that travel with the connection manager's messages.
@@ -228,6 +231,11 @@ pub trait Provider {
     /// What its queue pairs can do.
     fn limits(&self) -> Limits;
 
+    /// Receives that queue pairs may share, all of them posted; 0: there are none.
+    fn shared_receives(&self) -> u32 {
+        0
+    }
+
     /// Appends what has happened; `true` if anything has.
     fn poll(&mut self, now_us: u64, events: &mut Vec<Event<Self::Buffer>>) -> bool;
 
@@ -257,7 +265,7 @@ pub trait Provider {
     fn received(&self, qp: Qp, receive: u16, length: u32) -> &[u8];
 
     /// Gives a receive back; it is posted with the next [`Provider::post`] or
-    /// [`Provider::ring_receives`].
+    /// [`Provider::ring_receives`], of any queue pair if it is shared.
     fn repost(&mut self, qp: Qp, receive: u16);
 
     /// Posts the receives that were given back.

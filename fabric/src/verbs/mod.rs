@@ -20,7 +20,8 @@
 //! completion queues of some providers hand out completions that never were.
 //!
 //! From the wire upwards: `device` (contexts, ports, GIDs), `memory` (registrations), `completion`
-//! (queues), `pair` (queue pairs and what is in flight on them), `manager` (connections), [`Verbs`].
+//! (queues), `shared` (receives of many), `pair` (queue pairs and what is in flight on them), `manager` (connections),
+//! [`Verbs`].
 
 #![expect(
     unsafe_code,
@@ -35,10 +36,12 @@ mod manager;
 mod memory;
 mod pair;
 mod provider;
+mod shared;
 
 pub use device::{Gid, GidKind, devices, gids};
 pub use listener::Listener;
 pub use memory::{Steady, VerbsRegion};
+pub use pair::PairFacts;
 pub use provider::{Verbs, VerbsConfig};
 
 use crate::rdma::ProviderError;

@@ -15,6 +15,7 @@ use crate::Buffer;
 use net::{Mail, Net, ProcessId, SideId};
 use queue::FakeQueue;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt::{Debug, Formatter};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -73,8 +74,16 @@ impl FakeNet {
             process,
             queues: Vec::new(),
             requests: Vec::new(),
+            shared: Vec::new(),
+            reposted: Vec::new(),
             counters: FakeCounters::default(),
         }
+    }
+
+    /// How often a message found no receive at its destination.
+    #[must_use]
+    pub fn not_ready(&self) -> u64 {
+        self.0.borrow().not_ready
     }
 
     /// Memory that is registered by any process: none may be left at the end of a test.
@@ -108,6 +117,9 @@ pub struct FakeVerbs<B> {
     queues: Vec<(u16, Option<FakeQueue<B>>)>,
     /// Who has asked for a connection.
     requests: Vec<SideId>,
+    /// The last message in each receive that is shared, and which of these wait to be posted again.
+    shared: Vec<Vec<u8>>,
+    reposted: Vec<u16>,
     counters: FakeCounters,
 }
 
@@ -128,6 +140,26 @@ impl<B: Buffer> FakeVerbs<B> {
     #[must_use]
     pub fn counters(&self) -> FakeCounters {
         self.counters
+    }
+
+    /// Its queue pairs that are made to do so share so many receives from now on.
+    #[must_use]
+    pub fn sharing(mut self, receives: u16) -> Self {
+        self.shared = vec![Vec::new(); receives.into()];
+        self.net.borrow_mut().shared.insert(self.process, (0..receives).collect());
+        self
+    }
+
+    /// Receives that are posted and shared: all of them, when nothing is going on.
+    #[must_use]
+    pub fn shared_posted(&self) -> usize {
+        self.net.borrow().shared.get(&self.process).map_or(0, VecDeque::len) + self.reposted.len()
+    }
+
+    fn ring_shared(&mut self) {
+        if let Some(shared) = self.net.borrow_mut().shared.get_mut(&self.process) {
+            shared.extend(self.reposted.drain(..));
+        }
     }
 
     /// The machine loses power: nobody hears of it.
@@ -203,14 +235,20 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
         LIMITS
     }
 
+    fn shared_receives(&self) -> u32 {
+        self.shared.len() as u32
+    }
+
     fn poll(&mut self, now_us: u64, events: &mut Vec<Event<B>>) -> bool {
         debug_assert!(now_us <= self.net.borrow().now_us, "time is the fabric's");
         let before = events.len();
+        self.ring_shared();
         // What has arrived is seen before the end of the connection that it came on.
         for (slot, (generation, queue)) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
             let qp = Qp { slot: slot as u16, generation: *generation };
-            queue.turn(&mut self.net.borrow_mut(), qp, &mut self.counters, events);
+            let (net, shared) = (&mut self.net.borrow_mut(), &mut self.shared);
+            queue.turn(net, qp, &mut self.counters, events, shared);
         }
         let mail = self.read_mail(events);
         mail || events.len() > before
@@ -265,16 +303,25 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
     }
 
     fn received(&self, qp: Qp, receive: u16, length: u32) -> &[u8] {
-        self.queue(qp).map_or(&[], |queue| &queue.message(receive)[..length as usize])
+        let Some(queue) = self.queue(qp) else { return &[] };
+        let message = match queue.shares() {
+            true => &self.shared[usize::from(receive)],
+            false => queue.message(receive),
+        };
+        &message[..length as usize]
     }
 
     fn repost(&mut self, qp: Qp, receive: u16) {
-        if let Some(queue) = self.queue_mut(qp) {
+        let Some(queue) = self.queue_mut(qp) else { return };
+        if queue.shares() {
+            self.reposted.push(receive);
+        } else {
             queue.repost(receive);
         }
     }
 
     fn ring_receives(&mut self, qp: Qp) {
+        self.ring_shared();
         let net = Rc::clone(&self.net);
         if let Some(queue) = self.queue_mut(qp) {
             queue.ring_receives(&mut net.borrow_mut());
@@ -323,7 +370,7 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
         queue.give_up(ended);
         let mut net = self.net.borrow_mut();
         net.say_disconnected(queue.side());
-        net.sides.remove(&queue.side());
+        net.close(queue.side());
     }
 
     fn region(&mut self, _qp: Qp, bytes: usize) -> Result<FakeRegion, ProviderError> {

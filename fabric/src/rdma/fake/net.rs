@@ -113,6 +113,10 @@ pub(super) struct Net {
     pub sides: BTreeMap<SideId, Side>,
     pub memory: BTreeMap<u32, Memory>,
     pub listeners: BTreeMap<SocketAddr, ProcessId>,
+    /// Receives that the queue pairs of a process share, and that are posted.
+    pub shared: BTreeMap<ProcessId, VecDeque<u16>>,
+    /// Sends that found no receive.
+    pub not_ready: u64,
     mail: BTreeMap<ProcessId, VecDeque<(u64, Mail)>>,
     next: u32,
 }
@@ -126,6 +130,8 @@ impl Net {
             sides: BTreeMap::new(),
             memory: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            not_ready: 0,
             mail: BTreeMap::new(),
             next: 1,
         }
@@ -193,7 +199,11 @@ impl Net {
                 qp,
                 shape,
                 peer: None,
-                receives: (0..shape.receives).collect(),
+                receives: if shape.shared {
+                    VecDeque::new()
+                } else {
+                    (0..shape.receives).collect()
+                },
                 arrived: VecDeque::new(),
                 failed: None,
                 said: false,
@@ -207,6 +217,25 @@ impl Net {
         let peer = self.sides.get(&side)?.peer?;
         let found = self.sides.get_mut(&peer)?;
         found.failed.is_none().then_some((peer, found))
+    }
+
+    /// A receive that is posted for `side`: its own, or one that its process shares.
+    pub(super) fn take_receive(&mut self, side: SideId) -> Option<u16> {
+        let found = self.sides.get_mut(&side)?;
+        let taken = match found.shape.shared {
+            true => self.shared.get_mut(&found.process)?.pop_front(),
+            false => found.receives.pop_front(),
+        };
+        self.not_ready += u64::from(taken.is_none());
+        taken
+    }
+
+    /// Forgets a side. What had arrived for it, and was not seen, is posted for others.
+    pub(super) fn close(&mut self, side: SideId) {
+        let Some(side) = self.sides.remove(&side) else { return };
+        if let Some(shared) = self.shared.get_mut(&side.process).filter(|_| side.shape.shared) {
+            shared.extend(side.arrived.iter().map(|message| message.receive));
+        }
     }
 
     pub(super) fn fail(&mut self, side: SideId, why: Violation) {
@@ -262,5 +291,6 @@ impl Net {
         self.memory.retain(|_, memory| memory.process != process);
         self.listeners.retain(|_, listener| *listener != process);
         self.mail.remove(&process);
+        self.shared.remove(&process);
     }
 }
