@@ -5,10 +5,12 @@
 //! the bytes come (behind a response, by a copy out of shared memory, or placed there by the server),
 //! this is the only place that knows which belongs where.
 
-use crate::pdu::{ItemResult, Outcome};
+use super::operation::Operation;
+use crate::pdu::{DecodeError, ItemResult, Outcome};
 use crate::region::Held;
 use crc_fast::{CrcAlgorithm, Digest};
 use std::ops::Range;
+use zerocopy::FromBytes;
 
 /// What takes the data of an answer.
 #[derive(Clone, Copy, Debug)]
@@ -55,9 +57,47 @@ pub(super) struct Landed {
     pub unseen: u64,
 }
 
+/// The results of a batch of `items`, at the beginning of `data`.
+fn results(data: &[u8], items: usize) -> &[ItemResult] {
+    <[ItemResult]>::ref_from_prefix_with_elems(data, items).map_or(&[], |(found, _)| found)
+}
+
+impl Operation {
+    /// What takes the data of an answer; `data` begins with the results of a batch.
+    pub(super) fn layout<'a>(&'a self, data: &'a [u8]) -> Layout<'a> {
+        match self.items.len() {
+            0 => Layout::Value(&self.fragments),
+            items => Layout::Items(&self.fragments, results(data, items)),
+        }
+    }
+}
+
 impl Landing {
+    /// The data of an answer to `op`, behind the results of a batch in `data`.
+    ///
+    /// # Errors
+    /// The results make no sense, or say more than was asked for.
+    pub(super) fn begin(
+        op: &Operation,
+        outcome: &Outcome,
+        data: &[u8],
+    ) -> Result<Self, DecodeError> {
+        let bytes = outcome.data_length as usize - data.len();
+        if !op.items.is_empty() {
+            let results = results(data, op.items.len());
+            ItemResult::check_all(results, bytes, outcome.data_crc)?;
+            let fits = |(result, item): (&ItemResult, &crate::pdu::Item)| {
+                result.data_length.get() <= item.data_length.get()
+            };
+            if results.len() < op.items.len() || !results.iter().zip(&op.items).all(fits) {
+                return Err(DecodeError::Length);
+            }
+        }
+        Ok(Self::new(bytes))
+    }
+
     /// So many bytes are to come.
-    pub(super) fn new(bytes: usize) -> Self {
+    fn new(bytes: usize) -> Self {
         let digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         Self { bytes, left: bytes, number: 0, at: 0, digest, broken: 0, unseen: 0 }
     }
