@@ -357,6 +357,7 @@ fn welcome(config: ServerConfig) -> Welcome {
         reactors,
         reactor,
         catalog_reactor,
+        fragments_max: 0,
         endpoints,
         shard_map,
     }
