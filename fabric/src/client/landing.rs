@@ -58,7 +58,7 @@ pub(super) struct Landed {
 }
 
 /// The results of a batch of `items`, at the beginning of `data`.
-fn results(data: &[u8], items: usize) -> &[ItemResult] {
+pub(super) fn results(data: &[u8], items: usize) -> &[ItemResult] {
     <[ItemResult]>::ref_from_prefix_with_elems(data, items).map_or(&[], |(found, _)| found)
 }
 

@@ -121,10 +121,11 @@ impl Operation {
         (self.was_sent, self.redirects, self.is_part) = (false, 0, false);
     }
 
-    pub(super) fn set_value(&mut self, data: Bytes) {
+    /// `data_crc`: of `data`, if the caller knows it.
+    pub(super) fn set_value(&mut self, data: Bytes, data_crc: Option<u32>) {
         if !data.is_empty() {
             self.value_bytes = data.len() as u32;
-            self.data_crc = crc32c(&data);
+            self.data_crc = data_crc.unwrap_or_else(|| crc32c(&data));
             self.values.push(data);
         }
     }
