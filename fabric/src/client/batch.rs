@@ -241,8 +241,7 @@ impl Router {
             let token = if writes(common.opcode) { self.next_token() } else { 0 };
             let held = fragment.map(Held::new);
             let sent = held.as_slice().iter().filter(|_| common.opcode.sends_data()).count();
-            let data_crc =
-                if sent > 0 { crc_of(held.as_slice()) } else { crc32c(&data) };
+            let data_crc = if sent > 0 { crc_of(held.as_slice()) } else { crc32c(&data) };
             let index = index as u16;
             self.place(common, Placed { index, key, offset, length, data, held, token, data_crc });
         }

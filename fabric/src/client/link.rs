@@ -222,7 +222,9 @@ impl Link {
         stream: &mut impl Stream,
         now_us: u64,
     ) -> io::Result<()> {
-        let Some(&cid) = self.free.last() else { unreachable!("credits are never above the depth") };
+        let Some(&cid) = self.free.last() else {
+            unreachable!("credits are never above the depth")
+        };
         let op = &mut ops[id];
         let left_us = op.deadline_us.saturating_sub(now_us).clamp(1, u32::MAX.into());
         let mut command = op.command(cid, left_us as u32);

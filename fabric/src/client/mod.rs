@@ -44,8 +44,8 @@ mod system;
 
 pub use address::{Address, NoAddress};
 pub use blocking::{Answer, Client, Keys, NamespaceInfo};
-pub use into_regions::Came;
 pub use error::{ClientError, LinkError};
+pub use into_regions::Came;
 pub use pipeline::{Connector, Pipeline, Slot};
 #[cfg(feature = "rdma")]
 pub use rdma::RdmaStream;

@@ -91,9 +91,18 @@ pub struct Request<'a> {
 
 #[derive(Clone, Debug)]
 pub(super) enum Body<'a> {
-    One { key: &'a [u8], offset: u64, length: u32, data: Bytes },
+    One {
+        key: &'a [u8],
+        offset: u64,
+        length: u32,
+        data: Bytes,
+    },
     /// One value, sent from them or landing in them.
-    Fragments { key: &'a [u8], offset: u64, fragments: &'a [Fragment] },
+    Fragments {
+        key: &'a [u8],
+        offset: u64,
+        fragments: &'a [Fragment],
+    },
     Store(&'a [StoreItem<'a>]),
     StoreFrom(&'a [StoreFromItem<'a>]),
     Retrieve(&'a [RetrieveItem<'a>]),

@@ -27,8 +27,8 @@ use super::request::{Body, Done, Request, Target, Ticket};
 use super::stream::Stream;
 use crate::Status;
 use crate::pdu::{
-    CAPSULE_BYTES_MAX, CAPSULE_BYTES_MIN, FRAGMENTS_MAX, KEY_BYTES, Offer, Opcode, QUEUE_DEPTH_MAX, VERSION,
-    Welcome, features,
+    CAPSULE_BYTES_MAX, CAPSULE_BYTES_MIN, FRAGMENTS_MAX, KEY_BYTES, Offer, Opcode, QUEUE_DEPTH_MAX,
+    VERSION, Welcome, features,
 };
 use crate::region::Fragment;
 use crate::route::shard_of;

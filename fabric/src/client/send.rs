@@ -77,7 +77,8 @@ impl SendQueue {
 
     /// Some of `region` waits to be sent.
     pub(super) fn holds(&self, region: &Region) -> bool {
-        let is_its = |part: &Part| matches!(part, Part::Held(held, _) if held.region().is_same(region));
+        let is_its =
+            |part: &Part| matches!(part, Part::Held(held, _) if held.region().is_same(region));
         self.parts.iter().any(is_its)
     }
 

@@ -3,13 +3,15 @@
 //! A [`Line`] takes whole PDUs and gives bytes, and has memory that the server reaches, as a client of
 //! shared memory has it. So everything above framing is shared with the byte streams.
 //!
+//! A caller's own region is offered to the server as it is, and nothing is copied on this side.
+//!
 //! Memory that was lent stays lent until it is taken back, or the queue pair is gone; only then is it used for something else. A line that is dropped takes its queue pair down first.
 
 use super::chain::Chain;
 use super::channel::{Channel, Reading};
 use super::greeting::Greeting;
 use super::provider::{Event, Note, Provider, ProviderError, Qp, Region, Shape};
-use crate::client::{Lent, Memory, Stream};
+use crate::client::{Lent, Memory, Reach, Stream};
 use crate::pdu::{COMMON_HEADER_BYTES, CommonHeader, PduType};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -391,6 +393,14 @@ impl<P: Provider> Memory for Line<P> {
             let region = state.lent.remove(&lent.key);
             state.spare.extend(region);
         });
+    }
+
+    fn reach(&mut self, region: &crate::region::Region) -> io::Result<Reach> {
+        let mut shared = self.hub.0.borrow_mut();
+        let state = shared.lines[self.slot].as_ref();
+        let qp = state.filter(|state| !state.closed).map(|state| state.qp);
+        let qp = qp.ok_or(ErrorKind::ConnectionReset)?;
+        shared.provider.offer(qp, region).map(Reach::Key).map_err(io::Error::other)
     }
 }
 
