@@ -9,6 +9,7 @@ use super::pair::{Pair, Parts, WorkId, completions};
 use crate::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, Room, Shape, Violation,
 };
+use crate::region::{self, Registry};
 use ibverbs_sys as sys;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::any::Any;
@@ -48,6 +49,8 @@ impl Default for VerbsConfig {
 struct Adapter {
     abilities: Abilities,
     registrations: Vec<Registration>,
+    /// Regions of callers.
+    regions: Rc<Registry<Registration>>,
     queues: Vec<Rc<Queue>>,
     channel: Rc<Channel>,
     domain: Rc<Domain>,
@@ -173,8 +176,8 @@ fn adapter(context: Rc<Context>) -> Result<Adapter, ProviderError> {
     let abilities = context.abilities()?;
     let domain = Domain::new(Rc::clone(&context))?;
     let channel = Channel::new(&context)?;
-    let (registrations, queues) = (Vec::new(), Vec::new());
-    Ok(Adapter { abilities, registrations, queues, channel, domain, context })
+    let (registrations, regions, queues) = (Vec::new(), Rc::default(), Vec::new());
+    Ok(Adapter { abilities, registrations, regions, queues, channel, domain, context })
 }
 
 /// What the least of the devices can do.
@@ -663,6 +666,13 @@ impl<B: Steady> Provider for Verbs<B> {
     fn region(&mut self, qp: Qp, bytes: usize) -> Result<VerbsRegion, ProviderError> {
         let adapter = self.connection(qp).ok_or(ProviderError::Gone)?.adapter;
         VerbsRegion::new(&self.adapters[adapter].domain, bytes)
+    }
+
+    fn offer(&mut self, qp: Qp, region: &region::Region) -> Result<u32, ProviderError> {
+        let adapter = self.connection(qp).ok_or(ProviderError::Gone)?.adapter;
+        let Adapter { regions, domain, .. } = &self.adapters[adapter];
+        let make = || Registration::of_region(domain, region);
+        regions.with(region, make, Registration::remote_key)
     }
 
     fn arm(&mut self) -> bool {
