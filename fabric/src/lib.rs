@@ -16,6 +16,7 @@ pub mod server;
 pub mod shm;
 pub mod status;
 pub mod stream;
+mod table;
 pub mod transport;
 #[cfg(feature = "rdma")]
 pub mod verbs;

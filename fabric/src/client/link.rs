@@ -342,10 +342,7 @@ impl Link {
             match self.receiver.feed(context.ops)? {
                 Fed::Nothing => {}
                 Fed::More => return Ok(()),
-                Fed::Whole(incoming) => {
-                    let (outcome, got) = incoming.finish();
-                    self.answer(outcome, got, context, stream);
-                }
+                Fed::Whole(outcome, got) => self.answer(outcome, got, context, stream),
             }
             let bytes = self.receiver.bytes();
             let Some((pdu_type, length)) = CommonHeader::peek(bytes).map_err(protocol)? else {

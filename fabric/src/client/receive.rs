@@ -112,7 +112,7 @@ impl Incoming {
     }
 
     /// Once it is complete.
-    pub(super) fn finish(self) -> (Outcome, Got) {
+    fn finish(self) -> Fed {
         let Self { outcome, data, digest, landing, .. } = self;
         let got = match landing {
             Some(landing) => Got::landed(&outcome, data, landing),
@@ -122,7 +122,7 @@ impl Incoming {
                 Got { data, intact, landed: None }
             }
         };
-        (outcome, got)
+        Fed::Whole(outcome, got)
     }
 }
 
@@ -189,7 +189,8 @@ impl Receiver {
         let Some(incoming) = &mut self.incoming else { return Ok(Fed::Nothing) };
         let bytes = &self.buffer[self.start..self.end];
         self.start += incoming.feed(bytes, &ops[incoming.op])?;
-        Ok(self.incoming.take_if(|incoming| incoming.is_complete()).map_or(Fed::More, Fed::Whole))
+        let whole = self.incoming.take_if(|incoming| incoming.is_complete());
+        Ok(whole.map_or(Fed::More, Incoming::finish))
     }
 
     /// The next `count` bytes were data that had arrived whole.
@@ -215,7 +216,7 @@ pub(super) enum Fed {
     /// More of it has to come.
     More,
     /// It is complete.
-    Whole(Incoming),
+    Whole(Outcome, Got),
 }
 
 /// Reads into the buffer of `incoming`, and behind that into `room`. The bytes that came, and how many of

@@ -1,6 +1,8 @@
 //! The client: against a healthy server, a failing one, and one that means harm.
 
 #[cfg(test)]
+mod allocations;
+#[cfg(test)]
 #[path = "../common/regions.rs"]
 mod common;
 #[cfg(test)]
