@@ -109,6 +109,7 @@ pub(super) struct Link {
     fragments_max: usize,
     keep_alive_us: u64,
     opened_us: u64,
+    handshake_us: u64,
     received_us: u64,
     sent_us: u64,
     ticked_us: u64,
@@ -135,6 +136,7 @@ impl Link {
             fragments_max: 0,
             keep_alive_us: 0,
             opened_us: 0,
+            handshake_us: 0,
             received_us: 0,
             sent_us: 0,
             ticked_us: 0,
@@ -148,6 +150,11 @@ impl Link {
 
     pub(super) fn is_ready(&self) -> bool {
         self.state == State::Ready
+    }
+
+    /// The handshake is behind it.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.state, State::Ready | State::Draining)
     }
 
     /// Bytes wait for the network to take more.
@@ -177,11 +184,13 @@ impl Link {
         self.welcome.take()
     }
 
-    /// A connection has been started: the first bytes on it are a HELLO.
-    pub(super) fn open(&mut self, now_us: u64) {
+    /// A connection has been started: the first bytes on it are a HELLO. It has the time of the settings to
+    /// be ready, and at most `longest_us`.
+    pub(super) fn open(&mut self, now_us: u64, longest_us: u64) {
         debug_assert!(self.is_closed() && self.cids.is_empty());
         self.state = State::Hello;
         self.opened_us = now_us;
+        self.handshake_us = self.settings.handshake_us.min(longest_us);
         self.received_us = now_us;
         self.sent_us = now_us;
         self.ticked_us = now_us;
@@ -538,7 +547,7 @@ impl Link {
         match self.state {
             State::Closed => return Ok(()),
             State::Hello | State::Auth => {
-                let late = now_us.saturating_sub(self.opened_us) >= self.settings.handshake_us;
+                let late = now_us.saturating_sub(self.opened_us) >= self.handshake_us;
                 return if late { Err(LinkError::Handshake) } else { Ok(()) };
             }
             State::Draining if self.in_flight() == 0 => return Err(LinkError::Drained),
@@ -564,7 +573,7 @@ impl Link {
     pub(super) fn next_tick_us(&self) -> u64 {
         match self.state {
             State::Closed => u64::MAX,
-            State::Hello | State::Auth => self.opened_us + self.settings.handshake_us,
+            State::Hello | State::Auth => self.opened_us + self.handshake_us,
             State::Ready | State::Draining if self.keep_alive_us == 0 => u64::MAX,
             State::Ready | State::Draining => {
                 let third = self.keep_alive_us / 3;

@@ -327,6 +327,7 @@ impl Router {
         if link.is_ready() && !was_ready {
             self.counters.connections += 1;
             self.peers[index].failures = 0;
+            self.peers[index].paths.ready(now_us);
         }
         let settled = self.settle_all(index, now_us);
         let outcome = outcome.and_then(|count| settled.map(|()| count));
@@ -428,6 +429,10 @@ impl Router {
     /// Ends what is over its deadline, and connections that are silent.
     pub(super) fn tick(&mut self, now_us: u64) {
         for index in 0..self.peers.len() {
+            let peer = &mut self.peers[index];
+            if peer.paths.goes_back(now_us) {
+                peer.link.drain();
+            }
             if let Err(error) = self.peers[index].link.tick(now_us) {
                 self.lost(index, now_us, error);
             }
@@ -483,7 +488,7 @@ impl Router {
             } else {
                 peer.resume_at_us
             };
-            peer.link.next_tick_us().min(retry_us).min(resume_us)
+            peer.link.next_tick_us().min(retry_us).min(resume_us).min(peer.paths.next_us())
         });
         peers.min().unwrap_or(u64::MAX).min(self.next_deadline_us)
     }
