@@ -14,7 +14,7 @@ use super::provider::{Event, Note, Provider, ProviderError, Qp, Region, Shape};
 use crate::client::{Lent, Memory, Reach, Stream};
 use crate::pdu::{COMMON_HEADER_BYTES, CommonHeader, PduType};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt::{Debug, Formatter};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -71,8 +71,8 @@ struct State<P: Provider> {
     partial: Vec<u8>,
     /// PDUs from before the connection was there.
     early: VecDeque<Vec<u8>>,
-    /// By their keys.
-    lent: BTreeMap<u32, P::Region>,
+    /// What is lent: a few pieces, known by their keys.
+    lent: Vec<P::Region>,
     /// Memory that is lent to nobody. It is of this connection's device.
     spare: Vec<P::Region>,
     closed: bool,
@@ -107,7 +107,7 @@ impl<P: Provider> Hub<P> {
             rest: 0,
             partial: Vec::new(),
             early: VecDeque::new(),
-            lent: BTreeMap::new(),
+            lent: Vec::new(),
             spare: Vec::new(),
             closed: false,
         };
@@ -264,6 +264,10 @@ impl<P: Provider> Shared<P> {
 }
 
 impl<P: Provider> State<P> {
+    fn lent_region(&mut self, lent: Lent) -> Option<&mut P::Region> {
+        self.lent.iter_mut().find(|region| region.key() == lent.key)
+    }
+
     /// A message: PDUs' bytes. `false` if they cannot be.
     fn take_in(&mut self, message: &[u8]) -> bool {
         if self.rest > 0 || message.is_empty() {
@@ -368,21 +372,21 @@ impl<P: Provider> Memory for Line<P> {
         let region =
             region.map_err(|error| log::error!("no memory for a command: {error}")).ok()?;
         let lent = Lent { address: region.address(), key: region.key(), bytes: bytes as u32 };
-        self.with(|state| state.lent.insert(lent.key, region));
+        self.with(|state| state.lent.push(region));
         Some(lent)
     }
 
     fn put(&mut self, lent: Lent, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= lent.bytes as usize, "more than was lent");
         self.with(|state| {
-            state.lent.get_mut(&lent.key).into_iter().for_each(|region| region.write(offset, from));
+            state.lent_region(lent).into_iter().for_each(|region| region.write(offset, from));
         });
     }
 
     fn get(&self, lent: Lent, offset: usize, into: &mut [u8]) {
         assert!(offset + into.len() <= lent.bytes as usize, "more than was lent");
         self.with(|state| {
-            state.lent.get(&lent.key).into_iter().for_each(|region| region.read(offset, into));
+            state.lent_region(lent).into_iter().for_each(|region| region.read(offset, into));
         });
     }
 
@@ -390,8 +394,8 @@ impl<P: Provider> Memory for Line<P> {
 
     fn take_back(&mut self, lent: Lent) {
         self.with(|state| {
-            let region = state.lent.remove(&lent.key);
-            state.spare.extend(region);
+            let place = state.lent.iter().position(|region| region.key() == lent.key);
+            state.spare.extend(place.map(|place| state.lent.swap_remove(place)));
         });
     }
 
