@@ -287,9 +287,8 @@ fn regions_and_buffers_mix_on_one_connection<C: Connector>(
     let into = blank(16 * 150_000);
     let fragments: Vec<_> =
         (0..16).map(|n| [into.fragment(n * 150_000..(n + 1) * 150_000)]).collect();
-    for number in 0..16 {
-        let into_region = Request::retrieve_into(NS, b"mixed", 0, &fragments[number]);
-        let tag = number as u64;
+    for (tag, fragments) in (0..).zip(&fragments) {
+        let into_region = Request::retrieve_into(NS, b"mixed", 0, fragments);
         pipeline.submit(into_region.with_tag(tag)).unwrap();
         let most = rng.u32(0..200_000);
         pipeline.submit(Request::retrieve(NS, b"mixed", 0, most).with_tag(100 + tag)).unwrap();
