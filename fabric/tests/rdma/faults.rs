@@ -24,7 +24,7 @@ const TIMEOUT_US: u32 = 400_000;
 /// A client that waits looks at its deadlines so often, at the latest.
 const SLACK_US: u64 = 100_000;
 
-fn runs() -> u64 {
+pub(crate) fn runs() -> u64 {
     std::env::var("FOREBAY_RDMA_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
 }
 
@@ -156,7 +156,7 @@ impl Book {
 }
 
 /// After the last client: no queue pair, no region and no buffer is left.
-fn settle(house: &crate::house::SharedHouse, seed: u64) {
+pub(crate) fn settle(house: &crate::house::SharedHouse, seed: u64) {
     for _ in 0..100 {
         house.borrow().net.advance(50_000);
         house.borrow_mut().step();
@@ -222,7 +222,7 @@ fn many_clients_that_share_too_few_receives_all_get_on() {
 }
 
 /// Says which seed it was, whatever failed.
-struct Seed(u64);
+pub(crate) struct Seed(pub(crate) u64);
 
 impl Drop for Seed {
     fn drop(&mut self) {

@@ -201,6 +201,10 @@ impl Router {
         }
     }
 
+    pub(in super::super) fn is_rewired(&self) -> bool {
+        self.rewired.is_some()
+    }
+
     pub(in super::super) fn take_rewired(&mut self) -> Option<Rewired> {
         self.rewired.take()
     }

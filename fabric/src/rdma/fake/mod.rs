@@ -12,6 +12,7 @@ pub use net::FakeProfile;
 use super::chain::Chain;
 use super::provider::{Event, Limits, Note, Provider, ProviderError, Qp, Region, Room, Shape};
 use crate::Buffer;
+use crate::region::{self, Registry, WeakRegion};
 use net::{Mail, Net, ProcessId, SideId};
 use queue::FakeQueue;
 use std::cell::RefCell;
@@ -77,6 +78,7 @@ impl FakeNet {
             shared: Vec::new(),
             reposted: Vec::new(),
             counters: FakeCounters::default(),
+            registry: Rc::default(),
         }
     }
 
@@ -121,6 +123,19 @@ pub struct FakeVerbs<B> {
     shared: Vec<Vec<u8>>,
     reposted: Vec<u16>,
     counters: FakeCounters,
+    registry: Rc<Registry<Offered>>,
+}
+
+/// A caller's region that is registered.
+struct Offered {
+    net: Rc<RefCell<Net>>,
+    key: u32,
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.net.borrow_mut().memory.remove(&self.key);
+    }
 }
 
 impl<B> Debug for FakeVerbs<B> {
@@ -378,8 +393,27 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
         let (key, address) = (net.number(), 1 << 20);
         let memory = Rc::new(RefCell::new(vec![0; bytes]));
         let (process, shared) = (self.process, Rc::clone(&memory));
-        net.memory.insert(key, net::Memory { process, address, bytes: shared });
+        let bytes = net::Bytes::Own(shared);
+        net.memory.insert(key, net::Memory { process, address, bytes });
         Ok(FakeRegion { net: Rc::clone(&self.net), key, address, memory })
+    }
+
+    fn offer(&mut self, qp: Qp, region: &region::Region) -> Result<u32, ProviderError> {
+        if self.queue(qp).is_none() {
+            return Err(ProviderError::Gone);
+        }
+        if !region.is_visible() {
+            return Err(ProviderError::Unsuitable("no simulated device has dma-buf".to_owned()));
+        }
+        let (process, net) = (self.process, &self.net);
+        let make = || {
+            let mut inside = net.borrow_mut();
+            let (key, address) = (inside.number(), region.device_address());
+            let bytes = net::Bytes::Region(WeakRegion::new(region), region.bytes());
+            inside.memory.insert(key, net::Memory { process, address, bytes });
+            Ok(Offered { net: Rc::clone(net), key })
+        };
+        self.registry.with(region, make, |offered| offered.key)
     }
 }
 
