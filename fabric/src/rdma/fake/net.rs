@@ -8,7 +8,7 @@
 //! manager may be lost for good: who waits for an answer is then refused, late; who was to hear that
 //! a connection is there, or over, never does.
 
-use super::super::provider::{Note, Qp, Shape, Violation};
+use super::super::provider::{Limits, Note, Qp, Shape, Violation};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -109,6 +109,7 @@ pub(super) struct Memory {
 pub(super) struct Net {
     pub rng: fastrand::Rng,
     pub profile: FakeProfile,
+    pub limits: Limits,
     pub now_us: u64,
     pub sides: BTreeMap<SideId, Side>,
     pub memory: BTreeMap<u32, Memory>,
@@ -122,6 +123,7 @@ impl Net {
         Self {
             rng: fastrand::Rng::with_seed(seed),
             profile,
+            limits: super::LIMITS,
             now_us: 0,
             sides: BTreeMap::new(),
             memory: BTreeMap::new(),
