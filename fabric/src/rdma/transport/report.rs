@@ -90,11 +90,11 @@ impl<P: Provider> RdmaTransport<P> {
         complete: bool,
         sink: &mut dyn Sink<P::Buffer>,
     ) {
-        let (limits, now_us) = (self.provider.limits(), self.now_us);
+        let now_us = self.now_us;
         let Some(connection) = self.connections.at(number) else {
             return;
         };
-        connection.channel.read_ended(token, &limits, &mut self.reading);
+        connection.channel.read_ended(token, &mut self.reading);
         connection.progress_us = now_us;
         let id = connection.id;
         sink.pulled(id, token as u16, buffer, complete);
@@ -117,7 +117,13 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(at) = connection.held.iter().position(|held| held.token == token) else { return };
         let Held { pdu, remote, payloads, .. } = connection.held.remove(at);
         if matches!(connection.phase, Phase::Open | Phase::Finishing)
-            && !deliver(&mut connection.channel, &pdu, remote, &mut payloads.into_iter(), &limits)
+            && !deliver(
+                &mut connection.channel,
+                &pdu,
+                remote.get(),
+                &mut payloads.into_iter(),
+                &limits,
+            )
         {
             self.drain(number, CloseReason::Protocol("the peer does not read"));
         }
