@@ -631,8 +631,8 @@ fn rights(ends: &mut Ends, address: u64, key: u32) -> (bool, bool) {
     for (writes, may) in [false, true].into_iter().zip(&mut may) {
         ends.connect(server_shape());
         let (qp, theirs, limits) = (ends.server_qp, ends.client_qp, ends.server.limits());
-        let fragment = [Fragment::new(address, key, 1000)];
-        let remote = RemoteMemory::new(&fragment);
+        let named = [Fragment::new(address, key, 1000)];
+        let remote = RemoteMemory::new(&named);
         let mut chain = Chain::default();
         if writes {
             let payload = Payload { buffer: vec![1; 1000], range: 0..1000 };
