@@ -4,12 +4,13 @@
 use forebay_fabric::Status;
 use forebay_fabric::client::{Address, Client, ClientConfig, NamespaceId};
 use forebay_fabric::conformance::{self, CONNECTIONS_MAX, Counted, Peer, Wire};
-use forebay_fabric::pdu::{Capsule, Endpoint, Opcode, Outcome, Response, crc32c};
+use forebay_fabric::pdu::{Capsule, Endpoint, Fragment, Opcode, Outcome, Response, crc32c};
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::{
     Chain, Event, Greeting, LinePeer, Note, Provider, Qp, RdmaConfig, RdmaTransport, Region, Shape,
     Violation,
 };
+use forebay_fabric::region::{HugePages, Region as CallersRegion, Usage};
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
 use forebay_fabric::transport::{ConnId, Payload, RemoteMemory};
 use forebay_fabric::verbs::{GidKind, Listener, Verbs, VerbsConfig, devices};
@@ -212,7 +213,8 @@ fn the_server_reads_and_writes_the_clients_memory() {
     let (address, key) = (region.address() + 1, region.key());
     let value = pattern(3 << 20, 1);
     region.write(1, &value);
-    let remote = RemoteMemory { address, key, length: value.len() as u32 };
+    let whole = [Fragment::new(address, key, value.len() as u32)];
+    let remote = RemoteMemory::new(&whole);
     let (mut chain, qp) = (Chain::default(), ends.server_qp);
     chain.read(7, remote, vec![0; value.len() + 3], &limits);
     ends.server.post(qp, &mut chain);
@@ -254,7 +256,8 @@ fn a_wrong_key_or_address_breaks_that_queue_pair_and_no_other() {
         for writes in [false, true] {
             ends.connect(server_shape());
             let qp = ends.server_qp;
-            let remote = RemoteMemory { address, key, length: 10_000 };
+            let wrong = [Fragment::new(address, key, 10_000)];
+            let remote = RemoteMemory::new(&wrong);
             let mut chain = Chain::default();
             if writes {
                 let payload = Payload { buffer: vec![1; 10_000], range: 0..10_000 };
@@ -297,7 +300,8 @@ fn a_server_lets_nobody_read_or_write_its_memory() {
     let mut region = ends.server.region(ends.server_qp, 4096).unwrap();
     region.write(0, &[9; 4096]);
     let limits = ends.client.limits();
-    let remote = RemoteMemory { address: region.address(), key: region.key(), length: 4096 };
+    let theirs = [Fragment::new(region.address(), region.key(), 4096)];
+    let remote = RemoteMemory::new(&theirs);
     for reads in [false, true] {
         let (qp, theirs) = (ends.client_qp, ends.server_qp);
         let mut chain = Chain::default();
@@ -357,7 +361,8 @@ fn a_client_that_is_gone_is_noticed_and_everything_comes_back() {
     for token in 0..16 {
         let length = 1 << 20;
         let address = region.address() + u64::from(token * length);
-        let remote = RemoteMemory { address, key: region.key(), length };
+        let fragment = [Fragment::new(address, region.key(), length)];
+        let remote = RemoteMemory::new(&fragment);
         let mut chain = Chain::default();
         chain.read(token, remote, vec![0; length as usize], &limits);
         ends.server.post(qp, &mut chain);
@@ -474,6 +479,7 @@ fn conform(shared: u16) {
         RxeWire { address, transport, start: now() }
     };
     conformance::run(&mut make, 1);
+    conformance::run_memory(&mut make, 2);
 }
 
 /// A value, or none, and what the reactor still has to do.
@@ -570,6 +576,109 @@ fn the_client_stores_and_retrieves_by_rdma() {
     server.join().unwrap();
 }
 
+fn client_of(heard: &mpsc::Receiver<SocketAddr>) -> Client {
+    let addresses = vec![Address::Rdma(heard.recv().expect("a server"))];
+    let config = ClientConfig { queue_depth: 32, ..ClientConfig::new(addresses) };
+    Client::connect(config).expect("it takes connections")
+}
+
+#[test]
+fn values_land_in_a_callers_region_and_are_sent_from_there() {
+    const NS: NamespaceId = NamespaceId(16);
+    let Some(ip) = address() else { return };
+    let (said, heard) = mpsc::channel();
+    let ended = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&ended);
+    let server = std::thread::spawn(move || serve(ip, &said, &until));
+    let mut client = client_of(&heard);
+    let (from, into) = (CallersRegion::new(5 << 20).unwrap(), CallersRegion::new(5 << 20).unwrap());
+    client.register(&from).unwrap();
+    for length in [1usize, 4096, 9001, 65_537, 1 << 20, 4 << 20] {
+        let value = pattern(length, length as u64);
+        let cut = length / 3;
+        from.write(5, &value[..cut]).unwrap();
+        from.write(cut + 100, &value[cut..]).unwrap();
+        let fragments = [from.fragment(5..cut + 5), from.fragment(cut + 100..length + 100)];
+        client.store_from(NS, b"key", &fragments).unwrap();
+        into.write(0, &vec![9; 5 << 20]).unwrap();
+        // One fragment that is longer than the value, and two that are not in order.
+        for fragments in [
+            vec![into.fragment(3..(4 << 20) + 7)],
+            vec![into.fragment(3..3 + cut), into.fragment(cut + 3..into.bytes())],
+        ] {
+            let came = client.retrieve_into(NS, b"key", 0, &fragments).unwrap().unwrap();
+            assert_eq!((came.length as usize, came.value_bytes), (length, length as u64));
+            assert!(into.is_idle());
+            let mut found = vec![0; length + 6];
+            into.read(0, &mut found).unwrap();
+            assert!(found[3..length + 3] == value, "{length} bytes");
+            assert!(found[..3] == [9; 3] && found[length + 3..] == [9; 3], "{length} bytes");
+        }
+    }
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8192).unwrap();
+    let device = CallersRegion::dma_buf(file.into(), 0, 8192, Usage::Both).unwrap();
+    let error = client.register(&device).unwrap_err().to_string();
+    assert!(error.contains("soft-RoCE never can"), "{error}");
+    let refused = client.retrieve_into(NS, b"key", 0, &[device.whole()]).unwrap_err();
+    assert_eq!(refused.status(), Some(Status::Memory));
+    drop(client);
+    ended.store(true, Ordering::Relaxed);
+    server.join().unwrap();
+}
+
+/// Whether the server may read what is behind `key`, and write there.
+fn rights(ends: &mut Ends, address: u64, key: u32) -> (bool, bool) {
+    let mut may = [false; 2];
+    for (writes, may) in [false, true].into_iter().zip(&mut may) {
+        ends.connect(server_shape());
+        let (qp, theirs, limits) = (ends.server_qp, ends.client_qp, ends.server.limits());
+        let named = [Fragment::new(address, key, 1000)];
+        let remote = RemoteMemory::new(&named);
+        let mut chain = Chain::default();
+        if writes {
+            let payload = Payload { buffer: vec![1; 1000], range: 0..1000 };
+            chain.write(remote, std::iter::once(payload), &limits);
+            chain.send(b"written", 0);
+        } else {
+            chain.read(1, remote, vec![0; 1000], &limits);
+        }
+        ends.server.post(qp, &mut chain);
+        *may = ends.until(|at_server, event| match event {
+            Event::Read { complete: true, .. } | Event::Received { .. } => Some(true),
+            Event::Broken { why, .. } if at_server => {
+                assert_eq!(why, Violation::RemoteAccess);
+                Some(false)
+            }
+            _ => None,
+        });
+        ends.server.break_off(qp);
+        while !ends.server.is_drained(qp) {
+            ends.turn();
+        }
+        ends.server.release(qp, &mut |_, _| {});
+        ends.client.release(theirs, &mut |_, _| {});
+    }
+    (may[0], may[1])
+}
+
+#[test]
+fn a_server_has_the_rights_of_a_regions_usage_as_long_as_there_is_a_region() {
+    let Some(ip) = address() else { return };
+    let mut ends = Ends::new(ip, server_shape());
+    let qp = ends.client_qp;
+    for usage in [Usage::Stores, Usage::Retrieves, Usage::Both] {
+        let region = CallersRegion::allocate(4096, usage, HugePages::No).unwrap();
+        let key = ends.client.offer(qp, &region).unwrap();
+        assert_eq!(ends.client.offer(qp, &region).unwrap(), key, "registered once");
+        let address = region.device_address();
+        let may = rights(&mut ends, address, key);
+        assert_eq!(may, (usage.stores(), usage.retrieves()), "{usage:?}");
+        drop(region);
+        assert_eq!(rights(&mut ends, address, key), (false, false), "{usage:?}: deregistered");
+    }
+}
+
 /// What one retrieve of 1 MiB moves, and how long it takes here: printed, not judged.
 #[test]
 fn retrieves_of_a_mebibyte_are_timed() {
@@ -617,7 +726,7 @@ fn retrieves_of_a_mebibyte_are_timed() {
         };
         let payload = Payload { buffer: spare.pop().unwrap(), range: 0..length };
         let pdu = Response::new(&outcome);
-        transport.push(conn, pdu.as_bytes(), remote, &mut std::iter::once(payload));
+        transport.push(conn, pdu.as_bytes(), remote.get(), &mut std::iter::once(payload));
     }
     let mut received = 0;
     while received < count {

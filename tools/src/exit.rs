@@ -54,7 +54,8 @@ impl Code {
             | Status::Malformed
             | Status::NoSession
             | Status::Incomplete
-            | Status::Internal => Self::Failure,
+            | Status::Internal
+            | Status::Memory => Self::Failure,
         }
     }
 
@@ -64,7 +65,9 @@ impl Code {
             ClientError::Connect { .. } | ClientError::Wait(_) => Self::Unreachable,
             ClientError::NoNamespace { .. } => Self::NotFound,
             ClientError::Operation { status, .. } => Self::of_status(*status),
-            ClientError::Unanswered | ClientError::Answer(_) => Self::Failure,
+            ClientError::Region { .. } | ClientError::Unanswered | ClientError::Answer(_) => {
+                Self::Failure
+            }
         }
     }
 

@@ -167,18 +167,23 @@ impl ItemResult {
     pub fn parse_all(data: &[u8], items: usize, crc: u32) -> Result<(&[Self], &[u8]), DecodeError> {
         let (results, rest) = <[Self]>::ref_from_prefix_with_elems(data, items)
             .map_err(|_| DecodeError::Truncated)?;
+        Self::check_all(results, rest.len(), crc)?;
+        Ok((results, rest))
+    }
+
+    /// Checks the results of a batch whose items have `data_bytes` of data together, which is elsewhere.
+    ///
+    /// # Errors
+    /// [`DecodeError`], as in [`ItemResult::parse_all`].
+    pub fn check_all(results: &[Self], data_bytes: usize, crc: u32) -> Result<(), DecodeError> {
         if super::crc32c(results.as_bytes()) != crc {
             return Err(DecodeError::Checksum);
         }
         if results.iter().any(|result| result.reserved.get() != 0) {
             return Err(DecodeError::Reserved);
         }
-        let data_bytes: u64 =
-            results.iter().map(|result| u64::from(result.data_length.get())).sum();
-        if data_bytes != rest.len() as u64 {
-            return Err(DecodeError::Length);
-        }
-        Ok((results, rest))
+        let sum: u64 = results.iter().map(|result| u64::from(result.data_length.get())).sum();
+        if sum == data_bytes as u64 { Ok(()) } else { Err(DecodeError::Length) }
     }
 
     /// How this item ended.

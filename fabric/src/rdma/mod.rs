@@ -18,9 +18,6 @@
 //! A refused peer, or one whose connection is closed with READs under way, is reported as closed
 //! when those have ended: their buffers belong to the network card until then.
 //!
-//! Not there yet: the daemon does not listen by it, and no endpoint announces it; a client copies its
-//! data to and from memory of its own that it lends.
-//!
 //! From the wire upwards: a [`Provider`] has queue pairs (`verbs`, behind the cargo feature `rdma`,
 //! has real ones; [`fake`] simulates them, faults included), a [`Chain`] is work for one of them, a
 //! `channel` is a connection's PDUs, credits and bulk data, [`RdmaTransport`] is the server's side

@@ -6,6 +6,7 @@
 
 use super::chain::Chain;
 use crate::Buffer;
+use crate::region;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
@@ -191,6 +192,9 @@ pub enum ProviderError {
     /// There are as many queue pairs as there can be.
     #[error("no room for another queue pair: raise the device's or this process's limits")]
     Full,
+    /// A region's memory is in use otherwise.
+    #[error(transparent)]
+    Region(#[from] region::RegionError),
     /// The device or its set-up is one that does not work here.
     #[error("{0}")]
     Unsuitable(String),
@@ -302,6 +306,14 @@ pub trait Provider {
     /// # Errors
     /// There is not so much, or it cannot be locked; or the connection is over.
     fn region(&mut self, qp: Qp, bytes: usize) -> Result<Self::Region, ProviderError>;
+
+    /// The key by which the peer of a connected queue pair reaches memory of the caller's, to READ or
+    /// WRITE as its [`region::Usage`] says. It is registered with the device when that is asked for the first
+    /// time, and until its last handle is gone.
+    ///
+    /// # Errors
+    /// The device cannot reach it, or it cannot be locked, or is being viewed; or the connection is over.
+    fn offer(&mut self, qp: Qp, region: &region::Region) -> Result<u32, ProviderError>;
 
     /// From now until the next event, [`Provider::wait_fd`] turns readable when there is one;
     /// `false` if there may be one already.

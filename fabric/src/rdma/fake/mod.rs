@@ -12,6 +12,7 @@ pub use net::FakeProfile;
 use super::chain::Chain;
 use super::provider::{Event, Limits, Note, Provider, ProviderError, Qp, Region, Room, Shape};
 use crate::Buffer;
+use crate::region::{self, Registry, WeakRegion};
 use net::{Mail, Net, ProcessId, SideId};
 use queue::FakeQueue;
 use std::cell::RefCell;
@@ -20,7 +21,7 @@ use std::fmt::{Debug, Formatter};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-/// What every simulated queue pair can do: little, so that splitting is exercised.
+/// What simulated queue pairs can do, if nothing else is said: little, so that splitting is exercised.
 const LIMITS: Limits =
     Limits { works: 160, buffers: 256, pieces: 4, message_bytes: 64 << 10, send_bytes: 512 << 10 };
 
@@ -57,6 +58,11 @@ impl FakeNet {
         self.0.borrow_mut().profile = profile;
     }
 
+    /// From now on new processes have network cards that can do so much.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.borrow_mut().limits = limits;
+    }
+
     /// A process that takes connections at `address`.
     #[must_use]
     pub fn listen<B>(&self, address: SocketAddr) -> FakeVerbs<B> {
@@ -69,14 +75,17 @@ impl FakeNet {
     #[must_use]
     pub fn process<B>(&self) -> FakeVerbs<B> {
         let process = self.0.borrow_mut().join();
+        let limits = self.0.borrow().limits;
         FakeVerbs {
             net: Rc::clone(&self.0),
             process,
+            limits,
             queues: Vec::new(),
             requests: Vec::new(),
             shared: Vec::new(),
             reposted: Vec::new(),
             counters: FakeCounters::default(),
+            registry: Rc::default(),
         }
     }
 
@@ -114,6 +123,7 @@ pub struct FakeCounters {
 pub struct FakeVerbs<B> {
     net: Rc<RefCell<Net>>,
     process: ProcessId,
+    limits: Limits,
     queues: Vec<(u16, Option<FakeQueue<B>>)>,
     /// Who has asked for a connection.
     requests: Vec<SideId>,
@@ -121,6 +131,19 @@ pub struct FakeVerbs<B> {
     shared: Vec<Vec<u8>>,
     reposted: Vec<u16>,
     counters: FakeCounters,
+    registry: Rc<Registry<Offered>>,
+}
+
+/// A caller's region that is registered.
+struct Offered {
+    net: Rc<RefCell<Net>>,
+    key: u32,
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.net.borrow_mut().memory.remove(&self.key);
+    }
 }
 
 impl<B> Debug for FakeVerbs<B> {
@@ -177,7 +200,7 @@ impl<B: Buffer> FakeVerbs<B> {
         place.0 = place.0.wrapping_add(1);
         let qp = Qp { slot: slot as u16, generation: place.0 };
         let side = self.net.borrow_mut().open(self.process, qp, shape);
-        place.1 = Some(FakeQueue::new(side, shape, LIMITS));
+        place.1 = Some(FakeQueue::new(side, shape, self.limits));
         Ok((qp, side))
     }
 
@@ -232,7 +255,7 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
     type Region = FakeRegion;
 
     fn limits(&self) -> Limits {
-        LIMITS
+        self.limits
     }
 
     fn shared_receives(&self) -> u32 {
@@ -378,8 +401,27 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
         let (key, address) = (net.number(), 1 << 20);
         let memory = Rc::new(RefCell::new(vec![0; bytes]));
         let (process, shared) = (self.process, Rc::clone(&memory));
-        net.memory.insert(key, net::Memory { process, address, bytes: shared });
+        let bytes = net::Bytes::Own(shared);
+        net.memory.insert(key, net::Memory { process, address, bytes });
         Ok(FakeRegion { net: Rc::clone(&self.net), key, address, memory })
+    }
+
+    fn offer(&mut self, qp: Qp, region: &region::Region) -> Result<u32, ProviderError> {
+        if self.queue(qp).is_none() {
+            return Err(ProviderError::Gone);
+        }
+        if !region.is_visible() {
+            return Err(ProviderError::Unsuitable("no simulated device has dma-buf".to_owned()));
+        }
+        let (process, net) = (self.process, &self.net);
+        let make = || {
+            let mut inside = net.borrow_mut();
+            let (key, address) = (inside.number(), region.device_address());
+            let bytes = net::Bytes::Region(WeakRegion::new(region), region.bytes());
+            inside.memory.insert(key, net::Memory { process, address, bytes });
+            Ok(Offered { net: Rc::clone(net), key })
+        };
+        self.registry.with(region, make, |offered| offered.key)
     }
 }
 

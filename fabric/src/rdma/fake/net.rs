@@ -8,7 +8,8 @@
 //! manager may be lost for good: who waits for an answer is then refused, late; who was to hear that
 //! a connection is there, or over, never does.
 
-use super::super::provider::{Note, Qp, Shape, Violation};
+use super::super::provider::{Limits, Note, Qp, Shape, Violation};
+use crate::region::{Usage, WeakRegion};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -102,13 +103,56 @@ pub(super) struct Side {
 pub(super) struct Memory {
     pub process: ProcessId,
     pub address: u64,
-    pub bytes: Rc<RefCell<Vec<u8>>>,
+    pub bytes: Bytes,
+}
+
+/// What is behind a key.
+#[derive(Clone, Debug)]
+pub(super) enum Bytes {
+    /// Memory of the simulation's.
+    Own(Rc<RefCell<Vec<u8>>>),
+    /// A caller's, so many bytes of it.
+    Region(WeakRegion, usize),
+}
+
+impl Bytes {
+    fn len(&self) -> usize {
+        match self {
+            Self::Own(bytes) => bytes.borrow().len(),
+            Self::Region(_, bytes) => *bytes,
+        }
+    }
+
+    /// What a WRITE does; `false` if it may not.
+    pub(super) fn write(&self, at: usize, from: &[u8]) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.borrow_mut()[at..at + from.len()].copy_from_slice(from),
+            Self::Region(region, _) => {
+                let may = region.usage().is_some_and(Usage::retrieves);
+                return may && region.write(at, from);
+            }
+        }
+        true
+    }
+
+    /// What a READ does; `false` if it may not.
+    pub(super) fn read(&self, at: usize, into: &mut [u8]) -> bool {
+        match self {
+            Self::Own(bytes) => into.copy_from_slice(&bytes.borrow()[at..at + into.len()]),
+            Self::Region(region, _) => {
+                let may = region.usage().is_some_and(Usage::stores);
+                return may && region.read(at, into);
+            }
+        }
+        true
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Net {
     pub rng: fastrand::Rng,
     pub profile: FakeProfile,
+    pub limits: Limits,
     pub now_us: u64,
     pub sides: BTreeMap<SideId, Side>,
     pub memory: BTreeMap<u32, Memory>,
@@ -126,6 +170,7 @@ impl Net {
         Self {
             rng: fastrand::Rng::with_seed(seed),
             profile,
+            limits: super::LIMITS,
             now_us: 0,
             sides: BTreeMap::new(),
             memory: BTreeMap::new(),
@@ -263,15 +308,14 @@ impl Net {
         key: u32,
         address: u64,
         length: usize,
-    ) -> Option<(Rc<RefCell<Vec<u8>>>, usize)> {
+    ) -> Option<(Bytes, usize)> {
         let side = self.sides.get(&peer)?;
         let memory = self.memory.get(&key)?;
         let start = usize::try_from(address.checked_sub(memory.address)?).ok()?;
         let end = start.checked_add(length)?;
-        let allowed = side.shape.remote_access
-            && memory.process == side.process
-            && end <= memory.bytes.borrow().len();
-        allowed.then(|| (Rc::clone(&memory.bytes), start))
+        let allowed =
+            side.shape.remote_access && memory.process == side.process && end <= memory.bytes.len();
+        allowed.then(|| (memory.bytes.clone(), start))
     }
 
     /// A process dies. Unless the `power` is gone, its connections are taken down for it.

@@ -269,7 +269,9 @@ impl<B: Buffer> FakeQueue<B> {
                 for Piece { buffer, range } in &posted.pieces {
                     let held: &B = self.ledger.at(*buffer);
                     let bytes = &held.as_ref()[range.clone()];
-                    memory.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+                    if !memory.write(at, bytes) {
+                        return Err(Violation::RemoteAccess);
+                    }
                     at += bytes.len();
                 }
             }
@@ -278,8 +280,9 @@ impl<B: Buffer> FakeQueue<B> {
                     let (memory, at) = net
                         .memory_of(peer_id, key, address, range.len())
                         .ok_or(Violation::RemoteAccess)?;
-                    self.ledger.at(*buffer).as_mut()[range.clone()]
-                        .copy_from_slice(&memory.borrow()[at..at + range.len()]);
+                    if !memory.read(at, &mut self.ledger.at(*buffer).as_mut()[range.clone()]) {
+                        return Err(Violation::RemoteAccess);
+                    }
                 }
             }
         }

@@ -14,6 +14,7 @@ use super::memory::{Registration, Steady, keep_from_children};
 use super::pair::{Pair, PairFacts};
 use super::shared::Shared;
 use crate::rdma::{Event, Limits, Note, ProviderError, Qp, Shape};
+use crate::region::Registry;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -47,6 +48,8 @@ impl Default for VerbsConfig {
 struct Adapter {
     abilities: Abilities,
     registrations: Vec<Registration>,
+    /// Regions of callers.
+    regions: Rc<Registry<Registration>>,
     queues: Vec<Rc<Queue>>,
     shared: Option<Shared>,
     /// The queue pairs that use it, by the numbers that the network knows them by.
@@ -184,9 +187,19 @@ fn adapter(context: Rc<Context>) -> Result<Adapter, ProviderError> {
     let abilities = context.abilities()?;
     let domain = Domain::new(Rc::clone(&context))?;
     let channel = Channel::new(&context)?;
-    let (registrations, queues) = (Vec::new(), Vec::new());
+    let (registrations, regions, queues) = (Vec::new(), Rc::default(), Vec::new());
     let (shared, sharers) = (None, BTreeMap::new());
-    Ok(Adapter { abilities, registrations, queues, shared, sharers, channel, domain, context })
+    Ok(Adapter {
+        abilities,
+        registrations,
+        regions,
+        queues,
+        shared,
+        sharers,
+        channel,
+        domain,
+        context,
+    })
 }
 
 /// What the least of the devices can do.

@@ -5,6 +5,7 @@ use super::{Adapter, Connection, Verbs};
 use crate::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, Room, Shape, Violation,
 };
+use crate::region;
 use crate::verbs::manager::Id;
 use crate::verbs::memory::{Registration, Steady, VerbsRegion};
 use crate::verbs::pair::Pair;
@@ -182,6 +183,13 @@ impl<B: Steady> Provider for Verbs<B> {
     fn region(&mut self, qp: Qp, bytes: usize) -> Result<VerbsRegion, ProviderError> {
         let adapter = self.connection(qp).ok_or(ProviderError::Gone)?.adapter;
         VerbsRegion::new(&self.adapters[adapter].domain, bytes)
+    }
+
+    fn offer(&mut self, qp: Qp, region: &region::Region) -> Result<u32, ProviderError> {
+        let adapter = self.connection(qp).ok_or(ProviderError::Gone)?.adapter;
+        let Adapter { regions, domain, .. } = &self.adapters[adapter];
+        let make = || Registration::of_region(domain, region);
+        regions.with(region, make, Registration::remote_key)
     }
 
     fn arm(&mut self) -> bool {
