@@ -2,5 +2,7 @@
 
 mod conformance;
 mod faults;
+mod fragments;
 mod house;
 mod operations;
+mod raw;
