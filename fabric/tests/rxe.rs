@@ -241,6 +241,33 @@ fn the_server_reads_and_writes_the_clients_memory() {
     while ends.server.in_flight(qp) > 0 {
         ends.turn();
     }
+    // The client's memory in 256 pieces, most of them at odd addresses, and back.
+    let fragments: Vec<_> = (0..256)
+        .map(|number| Fragment::new(address + 5000 * number, key, 1 + 17 * number as u32))
+        .collect();
+    let remote = RemoteMemory::new(&fragments);
+    let value = pattern(remote.length() as usize, 2);
+    region.write(0, &vec![0xEE; 2 << 20]);
+    let payload = Payload { range: 0..value.len(), buffer: value.clone() };
+    chain.write(remote, std::iter::once(payload), &limits);
+    chain.read(8, remote, vec![0; value.len()], &limits);
+    assert_eq!(chain.steps().len(), 512, "half of them fit twice");
+    ends.server.post(qp, &mut chain);
+    let found = ends.until(|_, event| match event {
+        Event::Read { token: 8, buffer, complete: true, .. } => Some(buffer),
+        Event::Progress { .. } => None,
+        other => panic!("{other:?}"),
+    });
+    assert!(found == value, "what was written is what is read");
+    let mut found = vec![0; 5000 * 256];
+    region.read(1, &mut found);
+    let (mut hit, mut spared) = (Vec::new(), true);
+    for (number, space) in found.chunks(5000).enumerate() {
+        let (inside, outside) = space.split_at(1 + 17 * number);
+        hit.extend_from_slice(inside);
+        spared &= outside.iter().all(|byte| *byte == 0xEE);
+    }
+    assert!(hit == value && spared, "the fragments, and nothing else");
 }
 
 #[test]

@@ -3,15 +3,13 @@
 //!
 //! `FOREBAY_RDMA_RUNS` is how many seeds there are, `FOREBAY_SEED` the only one.
 
-use crate::house::{FakeConnector, House, address, connect, try_connect};
+use crate::house::{FakeConnector, House, address, connect, each_seed, settle, try_connect};
+use crate::raw::{raw_peer, until};
 use bytes::Bytes;
 use forebay_fabric::Status;
 use forebay_fabric::client::{Done, NamespaceId, Pipeline, Request};
 use forebay_fabric::conformance::{MemoryPeer, Peer};
-use forebay_fabric::pdu::{
-    Auth, Command, Fragment, Hello, Offer, Opcode, Outcome, PduType, Ping, Response, VERSION,
-    crc32c,
-};
+use forebay_fabric::pdu::{Command, Fragment, Opcode, Outcome, PduType, Ping, Response, crc32c};
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeVerbs};
 use forebay_fabric::rdma::{Event, LinePeer, Note, Provider, RdmaConfig, RdmaTransport, Shape};
@@ -24,10 +22,6 @@ const NS: NamespaceId = NamespaceId(16);
 const TIMEOUT_US: u32 = 400_000;
 /// A client that waits looks at its deadlines so often, at the latest.
 const SLACK_US: u64 = 100_000;
-
-pub(crate) fn runs() -> u64 {
-    std::env::var("FOREBAY_RDMA_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
-}
 
 /// A value of its own for each key and number, so that any mixture shows.
 fn value(key: u8, number: u64, length: usize) -> Vec<u8> {
@@ -156,23 +150,6 @@ impl Book {
     }
 }
 
-/// After the last client: no queue pair, no region and no buffer is left.
-pub(crate) fn settle(house: &crate::house::SharedHouse, seed: u64) {
-    for _ in 0..100 {
-        house.borrow().net.advance(50_000);
-        house.borrow_mut().step();
-    }
-    let house = house.borrow();
-    assert_eq!(house.net.queue_pairs(), 0, "seed {seed}: a queue pair leaked");
-    assert_eq!(house.net.regions(), 0, "seed {seed}: a region leaked");
-    assert_eq!(house.desk.buffers.live(), 0, "seed {seed}: a buffer leaked");
-    let server = house.server.as_ref().expect("a server");
-    assert_eq!(server.transport().connections(), 0, "seed {seed}: a connection leaked");
-    assert!(server.is_idle(), "seed {seed}: something is in flight");
-    let posted = server.transport().provider().shared_posted();
-    assert_eq!(posted, usize::from(house.shared), "seed {seed}: a receive leaked");
-}
-
 /// Many clients at once, which share too few receives for all that they would like to send.
 fn run_many(seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -214,76 +191,12 @@ fn run_many(seed: u64) {
 
 #[test]
 fn many_clients_that_share_too_few_receives_all_get_on() {
-    let one: Option<u64> = std::env::var("FOREBAY_SEED").ok().and_then(|text| text.parse().ok());
-    let seeds = one.map_or(0..runs() / 4, |seed| seed..seed + 1);
-    for seed in seeds {
-        let told = Seed(seed);
-        run_many(told.0);
-    }
-}
-
-/// Says which seed it was, whatever failed.
-pub(crate) struct Seed(pub(crate) u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("failed with seed {}: replay with FOREBAY_SEED={}", self.0, self.0);
-        }
-    }
+    each_seed(4, run_many);
 }
 
 #[test]
 fn nothing_hangs_leaks_or_ends_twice_on_a_rough_fabric() {
-    let one: Option<u64> = std::env::var("FOREBAY_SEED").ok().and_then(|text| text.parse().ok());
-    let seeds = one.map_or(0..runs(), |seed| seed..seed + 1);
-    for seed in seeds {
-        let told = Seed(seed);
-        run(told.0);
-    }
-}
-
-type RawPeer = LinePeer<FakeVerbs<Vec<u8>>, Box<dyn FnMut() -> u64>>;
-
-/// A client of bytes, through the handshake.
-fn raw_peer(house: &crate::house::SharedHouse, shape: Shape) -> RawPeer {
-    let net = house.borrow().net.clone();
-    let hub = Hub::new(net.process(), shape);
-    let line = hub.connect(address()).expect("a connection starts");
-    let clock = net.clone();
-    let mut peer: RawPeer = LinePeer::new(hub, line, Box::new(move || clock.now_us()));
-    let offer = Offer {
-        versions: VERSION..=VERSION,
-        features: 0,
-        client_id: [3; 16],
-        queue_depth: 8,
-        capsule_bytes: 4096,
-        keep_alive_ms: 500,
-    };
-    peer.send(Hello::new(&offer).as_bytes());
-    peer.send(Auth::none(PduType::Auth).as_bytes());
-    let mut count = 0;
-    until(house, &mut peer, |peer| {
-        count += peer.received().len();
-        count >= 2 || peer.is_closed()
-    });
-    peer
-}
-
-fn until(
-    house: &crate::house::SharedHouse,
-    peer: &mut RawPeer,
-    mut done: impl FnMut(&mut RawPeer) -> bool,
-) {
-    for _ in 0..20_000 {
-        if done(peer) {
-            return;
-        }
-        peer.turn();
-        house.borrow_mut().step();
-        house.borrow().net.advance(50);
-    }
-    panic!("it did not happen");
+    each_seed(1, run);
 }
 
 fn retrieve(cid: u16, memory: Fragment) -> Vec<u8> {

@@ -59,9 +59,10 @@ impl Desk {
         self.swallowed.clear();
     }
 
-    fn execute(&mut self, work: &Work) -> Reply<Counted> {
+    /// The answer; of a batch, with what is sent behind one another: the item results and each item's data.
+    fn execute(&mut self, work: &Work) -> (Reply<Counted>, Vec<Payload<Counted>>) {
         let mut at = 0;
-        let (mut results, mut joined) = (Vec::new(), Vec::new());
+        let (mut results, mut parts) = (Vec::new(), Vec::new());
         for (key, offset, length) in &work.parts {
             let (status, result, data) = match work.opcode {
                 Opcode::Store => {
@@ -94,13 +95,19 @@ impl Desk {
             };
             results.push(ItemResult::new(status, data.len() as u32, result as u32, crc32c(&data)));
             if !work.is_batch {
-                return self.reply(status, result, 0, crc32c(&data), data);
+                return (self.reply(status, result, 0, crc32c(&data), data), parts);
             }
-            joined.extend_from_slice(&data);
+            parts.extend(self.payload(data));
         }
-        let table = results.as_slice().as_bytes();
-        let crc = crc32c(table);
-        self.reply(Status::Ok, 0, response_flags::ITEMS, crc, [table, &joined].concat())
+        let table = results.as_slice().as_bytes().to_vec();
+        let crc = crc32c(&table);
+        parts.splice(0..0, self.payload(table));
+        (self.reply(Status::Ok, 0, response_flags::ITEMS, crc, Vec::new()), parts)
+    }
+
+    fn payload(&self, data: Vec<u8>) -> Option<Payload<Counted>> {
+        let range = 0..data.len();
+        (!data.is_empty()).then(|| Payload { buffer: self.buffers.holding(data), range })
     }
 
     fn reply(
@@ -113,10 +120,7 @@ impl Desk {
     ) -> Reply<Counted> {
         let mut reply = Reply::status(status, result);
         (reply.flags, reply.data_crc) = (flags, crc);
-        if !data.is_empty() {
-            let range = 0..data.len();
-            reply.payload = Some(Payload { buffer: self.buffers.holding(data), range });
-        }
+        reply.payload = self.payload(data);
         reply
     }
 }
@@ -185,7 +189,11 @@ impl House {
 
     /// The same, with a server whose connections share so many receives.
     pub(crate) fn sharing(seed: u64, profile: FakeProfile, shared: u16) -> SharedHouse {
-        let net = FakeNet::new(seed, profile);
+        Self::over(FakeNet::new(seed, profile), shared)
+    }
+
+    /// In a fabric that is there.
+    pub(crate) fn over(net: FakeNet, shared: u16) -> SharedHouse {
         let mut house = Self { net, server: None, desk: Desk::default(), shared };
         house.start();
         Rc::new(RefCell::new(house))
@@ -229,8 +237,12 @@ impl House {
             server.pull(id, buffer);
         }
         for work in std::mem::take(&mut desk.ready) {
-            let reply = desk.execute(&work);
-            server.reply(work.id, reply);
+            let (reply, mut parts) = desk.execute(&work);
+            if work.is_batch {
+                server.reply_parts(work.id, &reply, &mut parts);
+            } else {
+                server.reply(work.id, reply);
+            }
         }
         server.flush(now_us);
     }
@@ -289,4 +301,46 @@ pub(crate) fn try_connect(house: &SharedHouse, seed: u64) -> Option<Pipeline<Fak
 
 pub(crate) fn connect(house: &SharedHouse, seed: u64) -> Pipeline<FakeConnector> {
     try_connect(house, seed).expect("a kind fabric connects")
+}
+
+/// After the last client: no queue pair, no region and no buffer is left.
+pub(crate) fn settle(house: &SharedHouse, seed: u64) {
+    for _ in 0..100 {
+        house.borrow().net.advance(50_000);
+        house.borrow_mut().step();
+    }
+    let house = house.borrow();
+    assert_eq!(house.net.queue_pairs(), 0, "seed {seed}: a queue pair leaked");
+    assert_eq!(house.net.regions(), 0, "seed {seed}: a region leaked");
+    assert_eq!(house.desk.buffers.live(), 0, "seed {seed}: a buffer leaked");
+    let server = house.server.as_ref().expect("a server");
+    assert_eq!(server.transport().connections(), 0, "seed {seed}: a connection leaked");
+    assert!(server.is_idle(), "seed {seed}: something is in flight");
+    let posted = server.transport().provider().shared_posted();
+    assert_eq!(posted, usize::from(house.shared), "seed {seed}: a receive leaked");
+}
+
+/// Says which seed it was, whatever failed.
+pub(crate) struct Seed(pub(crate) u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with seed {}: replay with FOREBAY_SEED={}", self.0, self.0);
+        }
+    }
+}
+
+pub(crate) fn runs() -> u64 {
+    std::env::var("FOREBAY_RDMA_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+}
+
+/// Runs `run` for each seed that was asked for, or for one of `share`.
+pub(crate) fn each_seed(share: u64, run: fn(u64)) {
+    let one: Option<u64> = std::env::var("FOREBAY_SEED").ok().and_then(|text| text.parse().ok());
+    let seeds = one.map_or(0..runs() / share, |seed| seed..seed + 1);
+    for seed in seeds {
+        let told = Seed(seed);
+        run(told.0);
+    }
 }

@@ -5,7 +5,9 @@
 mod common;
 mod conformance;
 mod faults;
+mod fragments;
 mod house;
 mod operations;
+mod raw;
 #[cfg(test)]
 mod regions;

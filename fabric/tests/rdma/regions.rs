@@ -150,14 +150,14 @@ fn run(seed: u64) -> usize {
     }
     places.iter().for_each(|place| assert!(pipeline.reclaim(&place.region), "seed {seed}"));
     drop((pipeline, places));
-    crate::faults::settle(&house, seed);
+    crate::house::settle(&house, seed);
     late
 }
 
 #[test]
 fn no_late_write_touches_memory_that_is_idle() {
     let one: Option<u64> = std::env::var("FOREBAY_SEED").ok().and_then(|text| text.parse().ok());
-    let seeds = one.map_or(0..crate::faults::runs() / 2, |seed| seed..seed + 1);
-    let late: usize = seeds.clone().map(|seed| run(crate::faults::Seed(seed).0)).sum();
+    let seeds = one.map_or(0..crate::house::runs() / 2, |seed| seed..seed + 1);
+    let late: usize = seeds.clone().map(|seed| run(crate::house::Seed(seed).0)).sum();
     println!("{late} of {} operations missed their deadlines", 80 * seeds.count());
 }

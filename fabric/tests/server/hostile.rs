@@ -4,8 +4,8 @@ use crate::world::*;
 use forebay_fabric::Status;
 use forebay_fabric::conformance::Peer;
 use forebay_fabric::pdu::{
-    Auth, Cancel, Data, GoAway, GoAwayReason, Hello, Opcode, Outcome, PduType, Ping,
-    ReadyToTransfer, Response, Transfer, Welcome,
+    Auth, Cancel, Command, Data, Fragment, GoAway, GoAwayReason, Hello, Opcode, Outcome, PduType,
+    Ping, ReadyToTransfer, Response, Transfer, Welcome,
 };
 use zerocopy::IntoBytes;
 
@@ -200,6 +200,10 @@ fn a_truncated_pdu_reaches_nobody() {
 fn what_was_not_negotiated_ends_the_connection() {
     let mut large = vec![0; 8192];
     large.truncate(8192 - 64 - 3 + 1);
+    let mut command = Command::new(Opcode::Retrieve, 0);
+    command.seal_fragments(&[], &[Fragment::new(64, 1, 10)], b"key");
+    let fragments = Fragment::new(64, 1, 10);
+    let fragments = [command.as_bytes(), fragments.as_bytes(), b"key"].concat();
     for (what, bytes) in [
         ("an identifier in flight", store(5, b"key", b"value")),
         ("an identifier past the queue depth", store(DEPTH, b"key", b"value")),
@@ -209,6 +213,7 @@ fn what_was_not_negotiated_ends_the_connection() {
         ("DATA for a command that is not pulled", sample(PduType::Data)),
         ("HELLO again", sample(PduType::Hello)),
         ("AUTH again", sample(PduType::Auth)),
+        ("fragments on a byte stream", fragments),
     ] {
         let (mut world, mut client, mut bystander) = at(Stage::Ready);
         let id = world.request();

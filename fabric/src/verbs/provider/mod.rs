@@ -23,12 +23,12 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 /// Entries of a completion queue; more queues are made as more connections come.
-const QUEUE_ENTRIES: usize = 8192;
+const QUEUE_ENTRIES: usize = 16_384;
 
 /// How large queue pairs are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerbsConfig {
-    /// Work requests of a send queue.
+    /// Work requests of a send queue: half of them carry a value in as many fragments as there may be.
     pub works: usize,
     /// Buffers that they may refer to.
     pub buffers: usize,
@@ -40,7 +40,7 @@ pub struct VerbsConfig {
 
 impl Default for VerbsConfig {
     fn default() -> Self {
-        Self { works: 256, buffers: 512, pieces: 16, send_bytes: 256 << 10 }
+        Self { works: 544, buffers: 512, pieces: 16, send_bytes: 256 << 10 }
     }
 }
 
