@@ -29,3 +29,22 @@ fn real_verbs_do_what_the_simulated_ones_do() {
     assert_eq!(said.status, 0, "{}", said.stdout);
     assert!(!said.stdout.contains("skipped"), "there is a device, and every test uses it");
 }
+
+#[test]
+#[ignore = "needs perftest: `make test-rdma` runs it"]
+fn two_machines_speak_rdma_over_a_wire() {
+    let Some(place) = place() else { return };
+    let (far, near) = (place.with_wire(), crate::place().unwrap());
+    let near = near.wired_to(&far);
+    let far = far.boot().unwrap();
+    let near = far.boot_beside(&near).unwrap();
+    println!("{} {}", far.rdma_up().unwrap(), near.rdma_up().unwrap());
+    println!("{}", far.sh("ping -c 3 10.9.0.1; ibv_devinfo | head -30; ip a").unwrap());
+    let server = near.spawn("rping", "rping -s -a 10.9.0.1 -C 100 -v").unwrap();
+    let said = far.run("sleep 1; time rping -c -a 10.9.0.1 -C 100 -V 2>&1", Duration::from_secs(60));
+    println!("{said:?} {:?} {}", server.ended(), server.log());
+    let server = near.spawn("bw", "ib_write_bw -s 1048576 -n 60 -F -x 1").unwrap();
+    let said = far.run("sleep 2; ib_write_bw -s 1048576 -n 60 -F -x 1 10.9.0.1 2>&1", Duration::from_secs(60)).unwrap();
+    println!("{} {:?} {}", said.stdout, server.ended(), server.log());
+    println!("{:?}", near.rdma_objects(None));
+}
