@@ -262,6 +262,12 @@ pub struct Process<'m, 'p> {
 }
 
 impl Process<'_, '_> {
+    /// Its number in the guest.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Sends a signal (`KILL`, `TERM`) to it.
     ///
     /// # Errors

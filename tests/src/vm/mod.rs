@@ -34,7 +34,7 @@ pub mod wire;
 
 pub use agent::{Ended, Output};
 pub use clock::{now, sleep, wait_until};
-pub use daemon::{Daemon, DaemonOptions, DeviceLine};
+pub use daemon::{Daemon, DaemonOptions, DeviceLine, RDMA_PORT};
 pub use drive::{Backing, Drive};
 pub use faults::{Fault, FaultEvent};
 pub use ledger::{Audit, Ledger, Written};

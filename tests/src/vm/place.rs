@@ -117,6 +117,12 @@ impl Place {
         self.prepared.binary(name)
     }
 
+    /// A program of the tests that runs in the guest.
+    #[must_use]
+    pub fn helper(&self, name: &str) -> PathBuf {
+        self.prepared.helper(name)
+    }
+
     /// The folder that is `/vm` in the guest.
     #[must_use]
     pub fn share(&self) -> PathBuf {

@@ -98,7 +98,8 @@ impl Machine<'_> {
         let (netdev, _) = self.rdma_netdev();
         let said = self.sh(&format!("tc -j -s qdisc show dev {netdev}"))?;
         let shown: Value = serde_json::from_str(&said)?;
-        let count = |what: &str| shown[0][what].as_u64().with_context(|| format!("no {what} in {said}"));
+        let count =
+            |what: &str| shown[0][what].as_u64().with_context(|| format!("no {what} in {said}"));
         Ok((count("drops")?, count("packets")?))
     }
 
