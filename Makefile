@@ -40,12 +40,12 @@ test-vm:
 
 test-rdma:
 	@tests/scripts/need.sh cc:gcc,libc6-dev cmake:cmake,libclang-dev,pkg-config,libibverbs-dev,librdmacm-dev \
-		ibv_devices:ibverbs-utils,ibverbs-providers rdma:iproute2
+		ibv_devices:ibverbs-utils,ibverbs-providers rdma:iproute2 rping:rdmacm-utils ib_write_bw:perftest
 	@tests/vm/prepare.sh target/vm
 	cargo build --release -p forebayd -p forebay-tools
 	FOREBAY_RXE_TESTS=$$(cargo test -p forebay-fabric --features rdma --test rxe --no-run --message-format=json | \
 		sed -n 's/.*"executable":"\([^"]*\/rxe-[^"]*\)".*/\1/p') FOREBAY_VM=$(CURDIR)/target/vm \
-		cargo test -p forebay-tests --test vm rdma -- --ignored --test-threads=1 --nocapture
+		cargo test -p forebay-tests --features rdma --test vm rdma -- --ignored --test-threads=1 --nocapture
 
 lint:
 	cargo fmt --check

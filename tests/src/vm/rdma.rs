@@ -63,7 +63,7 @@ impl Machine<'_> {
     /// The guest does not say.
     pub fn rdma_objects(&self, pid: Option<u32>) -> anyhow::Result<RdmaObjects> {
         let count = |kind: &str| {
-            let said = self.sh(&format!("rdma -j resource show {kind} link rxe0"))?;
+            let said = self.sh(&format!("rdma -j resource show {kind}"))?;
             let rows: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
             let rows = rows.as_array().with_context(|| format!("{said} is no list"))?;
             // What the kernel has for itself has no process.
