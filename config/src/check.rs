@@ -99,8 +99,9 @@ fn listeners(report: &mut Report<'_>, config: &Config, places: &Places) {
     }
     let ports = config.daemon.cores.len().min(usize::from(u16::MAX)) as u16;
     for (index, listen) in config.listeners.iter().enumerate() {
-        let address = match listen {
-            Listen::Tcp { address } => *address,
+        let (is_rdma, address) = match listen {
+            Listen::Tcp { address, .. } => (false, *address),
+            Listen::Rdma { address, .. } => (true, *address),
             Listen::Shm { path, .. } => {
                 shared_path(report, config, index, path, places.listeners[index]);
                 continue;
@@ -113,8 +114,9 @@ fn listeners(report: &mut Report<'_>, config: &Config, places: &Places) {
             report.add(places.listeners[index], what, instead);
         }
         let mut others = config.listeners[..index].iter().filter_map(|other| match other {
-            Listen::Tcp { address } => Some(*address),
-            Listen::Shm { .. } => None,
+            Listen::Tcp { address, .. } if !is_rdma => Some(*address),
+            Listen::Rdma { address, .. } if is_rdma => Some(*address),
+            _ => None,
         });
         if let Some(other) = others.find(|other| overlap(*other, address, ports)) {
             let what = format!(

@@ -125,6 +125,15 @@ pub enum Listen {
     Tcp {
         /// Where reactor 0 listens; reactor i listens on the port + i.
         address: SocketAddr,
+        /// Clients try listeners of one transport in this order, the lowest first.
+        preference: u16,
+    },
+    /// `transport = "rdma"`: RoCE v2 or InfiniBand.
+    Rdma {
+        /// As for TCP. The ports are RDMA's own: a TCP listener may have the same.
+        address: SocketAddr,
+        /// As for TCP.
+        preference: u16,
     },
     /// `transport = "shm"`: shared memory, for clients on this host.
     Shm {
@@ -299,6 +308,7 @@ impl Config {
             }],
             listeners: vec![Listen::Tcp {
                 address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400),
+                preference: 0,
             }],
             namespaces: vec![
                 namespace("default", Class::Durable),

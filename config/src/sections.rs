@@ -233,21 +233,37 @@ fn device_size(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option
 
 fn listen(report: &mut Report<'_>, table: &DeTable<'_>, offset: usize) -> Option<Found<Listen>> {
     let mut section = Section::new("[[listen]]", table, offset);
-    let example = "transport = \"tcp\" or \"shm\" (shared memory, on this host)";
-    let choices = [("tcp", false), ("shm", true)];
-    let shared =
+    let example = "transport = \"tcp\", \"rdma\" or \"shm\" (shared memory, on this host)";
+    let choices = [("tcp", listen_tcp as ReadListen), ("rdma", listen_rdma), ("shm", listen_shm)];
+    let transport =
         section.require(report, "transport", example, |value| read::choice(value, &choices));
-    let listen = match shared {
-        Some(Found { value: false, .. }) => listen_tcp(report, &mut section),
-        Some(Found { value: true, .. }) => listen_shm(report, &mut section),
-        // Which keys belong here cannot be told.
-        None => return None,
-    };
+    // Without it, which keys belong here cannot be told.
+    let listen = transport?.value;
+    let listen = listen(report, &mut section);
     section.finish(report);
     listen
 }
 
+type ReadListen = fn(&mut Report<'_>, &mut Section<'_, '_>) -> Option<Found<Listen>>;
+
 fn listen_tcp(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Listen>> {
+    let (Found { value: address, offset }, preference) = on_a_network(report, section)?;
+    Some(Found { value: Listen::Tcp { address, preference }, offset })
+}
+
+fn listen_rdma(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Listen>> {
+    let (Found { value: address, offset }, preference) = on_a_network(report, section)?;
+    Some(Found { value: Listen::Rdma { address, preference }, offset })
+}
+
+/// What listeners on a network have: an address, and where they stand among their like.
+fn on_a_network(
+    report: &mut Report<'_>,
+    section: &mut Section<'_, '_>,
+) -> Option<(Found<SocketAddr>, u16)> {
+    let example = "preference = 0 (clients try the lowest first)";
+    let range = 0..=u32::from(u16::MAX);
+    let preference = section.read(report, "preference", example, |v| read::integer(v, range));
     let example = "an IP address and a port, like address = \"127.0.0.1:7400\"";
     let address = section.require(report, "address", example, |value| {
         let text = read::filled(value)?;
@@ -256,7 +272,7 @@ fn listen_tcp(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<
             .map_err(|_| format!("is \"{text}\", which is no address"))?;
         if address.port() == 0 { Err("has port 0".to_owned()) } else { Ok(address) }
     });
-    address.map(|found| Found { value: Listen::Tcp { address: found.value }, offset: found.offset })
+    Some((address?, preference.map_or(0, |found| found.value as u16)))
 }
 
 fn listen_shm(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Listen>> {

@@ -30,7 +30,9 @@ fn single_nvme_parses() {
     assert_eq!(config.devices[0].nvme, Nvme::default());
     assert!(!config.devices[0].format_if_blank);
     assert_eq!(config.arena_bytes_min(), 192 << 20);
-    let Listen::Tcp { address } = config.listeners[0] else { panic!("the first listener is TCP") };
+    let Listen::Tcp { address, .. } = config.listeners[0] else {
+        panic!("the first listener is TCP")
+    };
     assert_eq!(address_of(address, 3), "0.0.0.0:7403".parse().unwrap());
     let path = "/run/forebay/shm".into();
     assert_eq!(config.listeners[1], Listen::Shm { path, mode: 0o600 });
@@ -43,6 +45,9 @@ fn eight_nvme_parses() {
     assert_eq!(config.devices.len(), 8);
     assert_eq!(config.devices[7].path, Path::new("0000:48:00.0"));
     assert_eq!(config.arena_bytes_min(), 1536 << 20);
+    let address = "192.168.20.1:7400".parse().unwrap();
+    assert_eq!(config.listeners[1], Listen::Rdma { address, preference: 0 });
+    assert_eq!(config.listeners[3], Listen::Tcp { address, preference: 1 });
     assert_eq!(config.namespaces[1].class, Class::Cache);
 }
 

@@ -193,8 +193,27 @@ fn each_mistake_has_its_exact_message() {
         (
             "\"tcp\"",
             "\"udp\"",
-            "f.toml:8: `transport` is \"udp\", which is not known; write transport = \"tcp\" or \"shm\" \
-             (shared memory, on this host)",
+            "f.toml:8: `transport` is \"udp\", which is not known; write transport = \"tcp\", \"rdma\" or \
+             \"shm\" (shared memory, on this host)",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"rdma\"",
+            "f.toml:7: [[listen]] has no `address`; write an IP address and a port, like address = \
+             \"127.0.0.1:7400\"",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"rdma\"\naddress = \"10.0.0.1:7400\"\npreference = 65536",
+            "f.toml:10: `preference` is 65536, outside 0 to 65535; write preference = 0 (clients try \
+             the lowest first)",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"rdma\"\naddress = \"10.0.0.1:7400\"\n[[listen]]\ntransport = \"rdma\"\n\
+             address = \"10.0.0.1:7400\"",
+            "f.toml:12: listener 10.0.0.1:7400 overlaps with 10.0.0.1:7400, as each takes 1 port, one for \
+             each core; write port 7401 or higher",
         ),
         (
             "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",

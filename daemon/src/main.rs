@@ -72,7 +72,7 @@ fn configure(arguments: &Arguments) -> anyhow::Result<Config> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut config = Config::embedded(folder);
     if let Some(address) = arguments.listen {
-        config.listeners = vec![Listen::Tcp { address }];
+        config.listeners = vec![Listen::Tcp { address, preference: 0 }];
     }
     Ok(config)
 }

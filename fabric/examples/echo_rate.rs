@@ -249,6 +249,7 @@ fn main() -> Result<()> {
                 reactor: 0,
                 catalog_reactor: 0,
                 shard_map: vec![0],
+                reactors: 1,
                 endpoints: vec![Endpoint::tcp(0, address)],
             };
             serve(Server::new(transport, config), value_bytes, &stop);

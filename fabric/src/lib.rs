@@ -21,6 +21,10 @@ pub mod verbs;
 
 pub use status::Status;
 
+/// What a build without the cargo feature `rdma` says to who asks it for RDMA.
+pub const NO_RDMA: &str = "this program was built without RDMA: build it with `make build`, which needs the \
+                           packages of libibverbs, or use TCP";
+
 /// Memory that bulk data is sent from and received into: the daemon's arena buffers, a client's
 /// own allocations. A transport owns a buffer while data moves through it and gives it back.
 pub trait Buffer: AsRef<[u8]> + AsMut<[u8]> {}

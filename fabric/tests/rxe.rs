@@ -2,7 +2,7 @@
 //! elsewhere every test says that it is skipped.
 
 use forebay_fabric::Status;
-use forebay_fabric::client::{Client, ClientConfig, NamespaceId, Pipeline, RdmaConnector};
+use forebay_fabric::client::{Address, Client, ClientConfig, NamespaceId};
 use forebay_fabric::conformance::{self, CONNECTIONS_MAX, Counted, Peer, Wire};
 use forebay_fabric::pdu::{Capsule, Endpoint, Opcode, Outcome, Response, crc32c};
 use forebay_fabric::rdma::client::{Hub, client_shape};
@@ -12,7 +12,7 @@ use forebay_fabric::rdma::{
 };
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
 use forebay_fabric::transport::{ConnId, Payload, RemoteMemory};
-use forebay_fabric::verbs::{GidKind, Verbs, VerbsConfig, devices};
+use forebay_fabric::verbs::{GidKind, Listener, Verbs, VerbsConfig, devices};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,8 +118,9 @@ impl Ends {
 
 fn listen(ip: IpAddr) -> (Verbs<Vec<u8>>, SocketAddr) {
     let any = SocketAddr::new(ip, 0);
-    let server = Verbs::listen(VerbsConfig::default(), any).expect("the address of a device");
-    let port = server.port().expect("it listens");
+    let listener = Listener::bind(any).expect("the address of a device");
+    let port = listener.port();
+    let server = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
     (server, SocketAddr::new(ip, port))
 }
 
@@ -422,8 +423,9 @@ fn real_verbs_conform() {
             ..RdmaConfig::default()
         };
         let any = SocketAddr::new(ip, 0);
-        let verbs = Verbs::listen(VerbsConfig::default(), any).expect("the address of a device");
-        let address = SocketAddr::new(ip, verbs.port().expect("it listens"));
+        let listener = Listener::bind(any).expect("the address of a device");
+        let address = SocketAddr::new(ip, listener.port());
+        let verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
         let transport = RdmaTransport::new(verbs, config);
         RxeWire { address, transport, start: now() }
     };
@@ -468,8 +470,9 @@ impl Service<Vec<u8>> for Desk {
 
 /// A reactor with a server, until `ended`. It says its address first.
 fn serve(ip: IpAddr, said: &mpsc::Sender<SocketAddr>, ended: &AtomicBool) {
-    let verbs = Verbs::listen(VerbsConfig::default(), SocketAddr::new(ip, 0)).expect("a device");
-    let address = SocketAddr::new(ip, verbs.port().expect("it listens"));
+    let listener = Listener::bind(SocketAddr::new(ip, 0)).expect("the address of a device");
+    let address = SocketAddr::new(ip, listener.port());
+    let verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
     let config = ServerConfig {
         queue_depth: 32,
         capsule_bytes: 8 << 10,
@@ -481,7 +484,8 @@ fn serve(ip: IpAddr, said: &mpsc::Sender<SocketAddr>, ended: &AtomicBool) {
         reactor: 0,
         catalog_reactor: 0,
         shard_map: vec![0],
-        endpoints: vec![Endpoint::tcp(0, address)],
+        reactors: 1,
+        endpoints: vec![Endpoint::rdma(0, address)],
     };
     let mut server = Server::new(RdmaTransport::new(verbs, RdmaConfig::default()), config);
     let (mut desk, start) = (Desk::default(), now());
@@ -507,9 +511,10 @@ fn the_client_stores_and_retrieves_by_rdma() {
     let ended = Arc::new(AtomicBool::new(false));
     let until = Arc::clone(&ended);
     let server = std::thread::spawn(move || serve(ip, &said, &until));
-    let config = ClientConfig { queue_depth: 32, ..ClientConfig::new(vec![heard.recv().unwrap()]) };
-    let connector = RdmaConnector::new(config.queue_depth).unwrap();
-    let mut client = Client::over(Pipeline::connect_with(config, connector).unwrap());
+    // What `auto` stands for; nobody listens at that port with TCP.
+    let addresses = Address::auto(heard.recv().unwrap()).to_vec();
+    let config = ClientConfig { queue_depth: 32, ..ClientConfig::new(addresses) };
+    let mut client = Client::connect(config).unwrap();
     for length in [1, 4096, 5000, 65_537, 1 << 20, 4 << 20] {
         let value = pattern(length, length as u64);
         client.store(NamespaceId(16), b"key", value.clone()).unwrap();

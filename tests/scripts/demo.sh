@@ -11,13 +11,12 @@ if ! command -v cargo >/dev/null; then
     say "cargo is missing; install Rust from https://rustup.rs and open a new shell"
     exit 1
 fi
-tests/scripts/need.sh cc:gcc,libc6-dev
 target=${CARGO_TARGET_DIR:-target}
 
 say "building (some minutes the first time)"
-quiet=--quiet
-if [ -t 2 ]; then quiet=; fi
-cargo build --release $quiet -p forebayd -p forebay-tools
+export CARGO_TERM_QUIET=true
+if [ -t 2 ]; then CARGO_TERM_QUIET=false; fi
+make --no-print-directory --silent build
 
 model=()
 if ! python3 -m pip --version >/dev/null 2>&1; then

@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
 # Makes sure that commands are there: need.sh COMMAND:PACKAGE[,PACKAGE…] …
+# A COMMAND with a slash in it is a file, or a pattern of files, and there if one of them is.
 #
 # Says nothing if they are. Installs the Debian packages of those that are missing where it is root or
 # may be so without a password; else says exactly what to install, and ends with 1.
 set -euo pipefail
 
 missing=() packages=()
+is_there() {
+    case $1 in
+    */*) compgen -G "$1" ;;
+    *) command -v "$1" ;;
+    esac >/dev/null
+}
 for pair in "$@"; do
-    if ! command -v "${pair%%:*}" >/dev/null; then
+    if ! is_there "${pair%%:*}"; then
         missing+=("${pair%%:*}")
         IFS=, read -ra names <<<"${pair#*:}"
         packages+=("${names[@]}")

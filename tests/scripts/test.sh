@@ -4,16 +4,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tests/scripts/need.sh cc:gcc,libc6-dev c++:g++
+tests/scripts/need-build.sh c++:g++
+features=${ALL_FEATURES---all-features}
 tests/fuzz/run.sh "${FUZZ_SECONDS:-30}"
 # Those in the virtual machine come behind the others, one after the other.
 export FOREBAY_VM=separately
 # nextest, where it is there, runs tests side by side; it does not know those in documentation.
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo test --workspace --doc
-    cargo nextest run --workspace
+    cargo test --workspace --doc $features
+    cargo nextest run --workspace $features
 else
-    cargo test --workspace
+    cargo test --workspace $features
 fi
 unset FOREBAY_VM
 make test-vm

@@ -10,7 +10,6 @@ use forebay_fabric::client::{
 };
 use forebay_fabric::pdu::CAPSULE_BYTES_DEFAULT;
 use forebay_fabric::server::{Server, ServerConfig};
-use forebay_fabric::stream::StreamConfig;
 use forebay_nvme::uring::UringDevice;
 use forebay_nvme::{Arena, BlockQueue};
 use forebayd::catalog;
@@ -88,9 +87,11 @@ fn reactor(folder: &Path, clock: Clock, bound: Bound) -> Reactor<Wire> {
         reactor: 0,
         catalog_reactor: 0,
         shard_map,
+        reactors: 1,
         endpoints: vec![bound.endpoint],
     };
-    let server = Server::new(bound.listening.serve(StreamConfig::default()), config);
+    let wire = bound.listening.serve(&config, cx.memory.pool()).unwrap();
+    let server = Server::new(wire, config);
     Reactor::new(core, cx, vec![server])
 }
 
@@ -172,7 +173,7 @@ fn allocations(reactor: &mut Reactor<Wire>, clock: Clock, address: &Address, wor
 fn commands_over_tcp_allocate_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let address = "127.0.0.1:0".parse().unwrap();
-    let bound = Listening::bind(&Listen::Tcp { address }, 0).unwrap();
+    let bound = Listening::bind(&Listen::Tcp { address, preference: 0 }, 0).unwrap();
     let address = bound.shown.parse().unwrap();
     nothing_is_allocated(folder.path(), bound, &address);
 }

@@ -21,8 +21,8 @@ pub(crate) struct Globals {
     /// How results are printed
     #[arg(short, long, value_enum, default_value = "text", global = true)]
     pub(crate) output: Output,
-    /// The server: address and port of any of its reactors, or shm:PATH on the same host, or several
-    /// with commas between them
+    /// The server: address and port of any of its reactors, with rdma: before them for RDMA, or auto: for
+    /// RDMA where it works and else TCP; or shm:PATH on the same host; or several with commas between them
     #[arg(long, env = "FOREBAY_SERVER", default_value = "127.0.0.1:7400", global = true)]
     pub(crate) server: String,
     /// How long one operation may take, in seconds

@@ -6,7 +6,7 @@ use crate::progress::Progress;
 use forebay_fabric::client::{Address, Client, ClientConfig, ClientError};
 use serde::Serialize;
 use std::io::{self, Write};
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 /// The global options, resolved when they are needed.
@@ -28,15 +28,14 @@ impl Context {
     pub(crate) fn addresses(&self) -> anyhow::Result<Vec<Address>> {
         let mut addresses = Vec::new();
         for part in self.globals.server.split(',').map(str::trim) {
-            if let Some(path) = part.strip_prefix("shm:").filter(|path| !path.is_empty()) {
-                addresses.push(Address::shm(Path::new(path)));
-                continue;
+            let (transport, place) = part.split_once(':').unwrap_or_default();
+            match transport {
+                "shm" if !place.is_empty() => addresses.push(Address::shm(Path::new(place))),
+                "rdma" => addresses.extend(resolve(part, place)?.map(Address::Rdma)),
+                "auto" => addresses.extend(resolve(part, place)?.flat_map(Address::auto)),
+                "tcp" => addresses.extend(resolve(part, place)?.map(Address::Tcp)),
+                _ => addresses.extend(resolve(part, part)?.map(Address::Tcp)),
             }
-            let found = part.to_socket_addrs().map_err(|error| {
-                let what = format!("--server {part}: {error}; write ADDRESS:PORT or shm:PATH");
-                Failure::new(Code::Usage, what)
-            })?;
-            addresses.extend(found.map(Address::Tcp));
         }
         Ok(addresses)
     }
@@ -89,6 +88,14 @@ impl Context {
     pub(crate) fn progress(&self, total_bytes: u64, what: &str) -> Progress {
         Progress::of_bytes(total_bytes, what)
     }
+}
+
+/// The addresses of `place`, a name or a number with a port, in the part `part` of `--server`.
+fn resolve(part: &str, place: &str) -> anyhow::Result<std::vec::IntoIter<SocketAddr>> {
+    let instead =
+        "write ADDRESS:PORT (with tcp:, rdma: or auto: before it, if need be) or shm:PATH";
+    let failed = |error| Failure::new(Code::Usage, format!("--server {part}: {error}; {instead}"));
+    Ok(place.to_socket_addrs().map_err(failed)?)
 }
 
 /// The error of a connection that could not be made, and what to do about it.

@@ -23,7 +23,8 @@ fn the_daemon_itself() {
     config.daemon.index_bytes = 16 << 20;
     let address = std::env::var(LISTEN).unwrap().parse().unwrap();
     let path = folder.join("shm");
-    config.listeners = vec![Listen::Tcp { address }, Listen::Shm { path, mode: 0o600 }];
+    config.listeners =
+        vec![Listen::Tcp { address, preference: 0 }, Listen::Shm { path, mode: 0o600 }];
     forebayd::runtime::run(&config).unwrap();
 }
 

@@ -240,6 +240,7 @@ fn server_config(
         reactor: 0,
         catalog_reactor: CATALOG_REACTOR,
         shard_map: (0..pool.shards()).map(|shard| (shard % reactors) as u16).collect(),
+        reactors: config.reactors,
         endpoints,
     }
 }

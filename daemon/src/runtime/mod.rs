@@ -13,6 +13,8 @@ pub mod devices;
 pub mod events;
 pub mod listening;
 pub mod nvme;
+#[cfg_attr(not(feature = "rdma"), path = "no_rdma.rs")]
+pub mod rdma;
 pub mod thread;
 
 use crate::admin::{Admin, AdminError, Request};
@@ -288,21 +290,18 @@ impl Daemon {
     /// Binds every listener of every reactor, so that each can tell of all, and has them serve.
     fn listen(&mut self, config: &Config) -> Result<(), RunError> {
         let count = self.reactors.len() as u16;
-        let mut orders: Vec<Vec<(Listening, ServerConfig)>> =
-            (0..count).map(|_| Vec::new()).collect();
-        let incarnation = *uuid::Uuid::new_v4().as_bytes();
-        for listen in &config.listeners {
-            let bound = (0..count).map(|reactor| Listening::bind(listen, reactor));
-            let bound = bound.collect::<Result<Vec<_>, _>>()?;
-            let endpoints = bound.iter().map(|bound| bound.endpoint).collect();
-            let common = self.server_config(config, endpoints, incarnation);
-            for (bound, reactor) in bound.into_iter().zip(0..) {
-                self.state.listening.push(bound.shown);
-                orders[usize::from(reactor)]
-                    .push((bound.listening, ServerConfig { reactor, ..common.clone() }));
-            }
-        }
-        for (reactor, listeners) in self.reactors.iter().zip(orders) {
+        let listeners = &config.listeners;
+        let places = (0..count).flat_map(|reactor| listeners.iter().map(move |l| (l, reactor)));
+        let bound = places.map(|(listen, reactor)| Listening::bind(listen, reactor));
+        let mut bound = bound.collect::<Result<Vec<_>, _>>()?;
+        let endpoints = bound.iter().map(|bound| bound.endpoint).collect();
+        let common = self.server_config(config, endpoints);
+        self.state.listening = bound.iter_mut().map(|b| std::mem::take(&mut b.shown)).collect();
+        let mut bound = bound.into_iter();
+        for (reactor, number) in self.reactors.iter().zip(0..) {
+            let config = ServerConfig { reactor: number, ..common.clone() };
+            let own = bound.by_ref().take(listeners.len());
+            let listeners = own.map(|own| (own.listening, config.clone())).collect();
             let order = Order { namespaces: self.state.table.clone(), listeners };
             if reactor.orders.send(order).is_err() {
                 log::debug!("a reactor has ended already, and says why itself");
@@ -313,13 +312,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn server_config(
-        &self,
-        config: &Config,
-        endpoints: Vec<Endpoint>,
-        incarnation: [u8; 16],
-    ) -> ServerConfig {
-        let reactors = self.reactors.len() as u32;
+    fn server_config(&self, config: &Config, endpoints: Vec<Endpoint>) -> ServerConfig {
+        let reactors = self.reactors.len() as u16;
         ServerConfig {
             queue_depth: CONNECTION_DEPTH,
             capsule_bytes: CAPSULE_BYTES_DEFAULT as u32,
@@ -327,10 +321,13 @@ impl Daemon {
             timeout_max_us: TIMEOUT_MAX_US,
             connections_max: CONNECTIONS_MAX,
             pool: *self.pool.uuid(),
-            incarnation,
+            incarnation: *uuid::Uuid::new_v4().as_bytes(),
+            reactors,
             reactor: 0,
             catalog_reactor: CATALOG_REACTOR,
-            shard_map: (0..self.pool.shards()).map(|shard| (shard % reactors) as u16).collect(),
+            shard_map: (0..self.pool.shards())
+                .map(|shard| (shard % u32::from(reactors)) as u16)
+                .collect(),
             endpoints,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::devices::{Media, QueueError};
 use super::events::{Event, Events};
-use super::listening::{Listening, Wire};
+use super::listening::Listening;
 use crate::catalog::{self, CatalogError, Table};
 use crate::checkpoint::{self, Limits};
 use crate::reactor::mail::Seat;
@@ -11,8 +11,8 @@ use crate::service::{self, Chunks, Context, Setup};
 use crate::store::{self, Namespace, RecoveryError, Usage};
 use crossbeam_channel::Receiver;
 use forebay_fabric::Status;
+use forebay_fabric::rdma::ProviderError;
 use forebay_fabric::server::{Server, ServerConfig};
-use forebay_fabric::stream::StreamConfig;
 use forebay_nvme::PoolSeed;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -78,6 +78,9 @@ pub enum ReactorError {
     /// The catalog of checkpoints is of no use.
     #[error("the catalog of checkpoints cannot be read: {0}")]
     Checkpoints(Status),
+    /// RDMA does not work here.
+    #[error("it cannot listen: {0}")]
+    Rdma(#[from] ProviderError),
     /// The reactor cannot sleep.
     #[error("epoll failed: {0}")]
     Sleep(#[from] nix::Error),
@@ -116,8 +119,11 @@ pub fn live(berth: Berth, events: &Events, orders: &Receiver<Order>) -> Result<(
         slots: SLOTS,
     };
     let cx = Context::new(&core, setup);
-    let servers = listeners.into_iter().map(|(listener, config)| serve(listener, config));
-    let servers = servers.collect();
+    let memory = cx.memory.pool();
+    let servers = listeners
+        .into_iter()
+        .map(|(listener, config)| Ok(Server::new(listener.serve(&config, memory)?, config)));
+    let servers = servers.collect::<Result<_, ReactorError>>()?;
     if let Some(sweep) = service::checkpoint_sweep(&cx) {
         assert!(core.spawn(sweep), "there is a slot for it at the start");
     }
@@ -138,12 +144,6 @@ pub fn live(berth: Berth, events: &Events, orders: &Receiver<Order>) -> Result<(
 fn close(mut core: Core, clock: &mut dyn FnMut() -> Now) {
     let store = core.store.clone();
     core.drive(clock, async move { store.checkpoint_all().await });
-}
-
-fn serve(listening: Listening, config: ServerConfig) -> Server<Wire> {
-    let connections_max = config.connections_max;
-    let stream = StreamConfig { connections_max, ..StreamConfig::default() };
-    Server::new(listening.serve(stream), config)
 }
 
 fn open_checkpoints(

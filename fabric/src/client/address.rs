@@ -1,6 +1,6 @@
 //! Where a server is, on whichever transport.
 
-use crate::pdu::{Endpoint, TRANSPORT_SHM};
+use crate::pdu::{Endpoint, TRANSPORT_RDMA, TRANSPORT_SHM, TRANSPORT_TCP};
 use crate::shm::socket_path;
 use std::fmt;
 use std::io;
@@ -11,12 +11,18 @@ use std::sync::Arc;
 
 /// How an address over shared memory begins in text.
 const SHM: &str = "shm:";
+/// How one over RDMA does.
+const RDMA: &str = "rdma:";
+/// How one over TCP may.
+const TCP: &str = "tcp:";
 
 /// Where one reactor of a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// TCP.
     Tcp(SocketAddr),
+    /// RDMA: RoCE v2 or InfiniBand.
+    Rdma(SocketAddr),
     /// Shared memory, on this host.
     Shm {
         /// The listener's path, as the server's configuration has it.
@@ -33,6 +39,12 @@ impl Address {
         Self::Shm { path: path.into(), number: 0 }
     }
 
+    /// RDMA where both sides have it, or else TCP at the same address and port.
+    #[must_use]
+    pub fn auto(address: SocketAddr) -> [Self; 2] {
+        [Self::Rdma(address), Self::Tcp(address)]
+    }
+
     /// The TCP address, for connectors that know nothing else.
     ///
     /// # Errors
@@ -40,7 +52,9 @@ impl Address {
     pub fn tcp(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Tcp(address) => Ok(*address),
-            Self::Shm { .. } => Err(io::Error::other("this connector speaks TCP only")),
+            Self::Rdma(_) | Self::Shm { .. } => {
+                Err(io::Error::other("this connector speaks TCP only"))
+            }
         }
     }
 
@@ -48,19 +62,25 @@ impl Address {
     #[must_use]
     pub fn socket(&self) -> Option<PathBuf> {
         match self {
-            Self::Tcp(_) => None,
+            Self::Tcp(_) | Self::Rdma(_) => None,
             Self::Shm { path, number } => Some(socket_path(path, *number)),
         }
     }
 
-    /// Where `endpoint` is, for a client that has reached the server here.
-    pub(super) fn of(&self, endpoint: &Endpoint) -> Self {
-        match self {
-            Self::Shm { path, .. } if endpoint.transport.get() == TRANSPORT_SHM => {
-                Self::Shm { path: path.clone(), number: endpoint.port.get() }
+    /// Where `endpoint` is, for a client that knows the server to be here; `None` if that does not say,
+    /// or its transport is of a later version.
+    pub(super) fn of(&self, endpoint: &Endpoint) -> Option<Self> {
+        let reached = match self {
+            Self::Tcp(address) | Self::Rdma(address) => address.ip(),
+            Self::Shm { .. } => Ipv6Addr::LOCALHOST.into(),
+        };
+        match (endpoint.transport.get(), self) {
+            (TRANSPORT_TCP, _) => Some(Self::Tcp(endpoint.socket_address(reached))),
+            (TRANSPORT_RDMA, _) => Some(Self::Rdma(endpoint.socket_address(reached))),
+            (TRANSPORT_SHM, Self::Shm { path, .. }) => {
+                Some(Self::Shm { path: path.clone(), number: endpoint.port.get() })
             }
-            Self::Shm { .. } => Self::Tcp(endpoint.socket_address(Ipv6Addr::LOCALHOST.into())),
-            Self::Tcp(reached) => Self::Tcp(endpoint.socket_address(reached.ip())),
+            _ => None,
         }
     }
 }
@@ -69,6 +89,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
+            Self::Rdma(address) => write!(f, "{RDMA}{address}"),
             Self::Shm { path, number } => write!(f, "{SHM}{}.{number}", path.display()),
         }
     }
@@ -88,18 +109,23 @@ impl From<(IpAddr, u16)> for Address {
 
 /// A text that is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no address; write IP:PORT, or shm:PATH as in the server's [[listen]]")]
+#[error(
+    "{0:?} is no address; write IP:PORT, rdma:IP:PORT, or shm:PATH as in the server's [[listen]]"
+)]
 pub struct NoAddress(String);
 
 impl FromStr for Address {
     type Err = NoAddress;
 
     fn from_str(text: &str) -> Result<Self, NoAddress> {
-        match text.strip_prefix(SHM) {
-            Some("") => Err(NoAddress(text.to_owned())),
-            Some(path) => Ok(Self::shm(Path::new(path))),
-            None => text.parse().map(Self::Tcp).map_err(|_| NoAddress(text.to_owned())),
+        if let Some(path) = text.strip_prefix(SHM).filter(|path| !path.is_empty()) {
+            return Ok(Self::shm(Path::new(path)));
         }
+        let found = match text.strip_prefix(RDMA) {
+            Some(rest) => rest.parse().map(Self::Rdma),
+            None => text.strip_prefix(TCP).unwrap_or(text).parse().map(Self::Tcp),
+        };
+        found.map_err(|_| NoAddress(text.to_owned()))
     }
 }
 
@@ -116,7 +142,11 @@ mod tests {
         assert_eq!(shm.socket(), Some(PathBuf::from("/run/forebay/shm.0")));
         assert!(shm.tcp().is_err());
         assert_eq!(shm.to_string(), "shm:/run/forebay/shm.0");
-        for wrong in ["", "shm:", "nowhere", "127.0.0.1"] {
+        let rdma: Address = "rdma:10.0.0.1:7400".parse().unwrap();
+        assert_eq!(rdma, Address::Rdma(SocketAddr::from(([10, 0, 0, 1], 7400))));
+        assert_eq!(rdma.to_string(), "rdma:10.0.0.1:7400");
+        assert_eq!("tcp:127.0.0.1:7400".parse(), Ok(tcp));
+        for wrong in ["", "shm:", "rdma:", "rdma:/run", "nowhere", "127.0.0.1"] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong:?}");
         }
     }
@@ -124,9 +154,11 @@ mod tests {
     #[test]
     fn endpoints_are_found_from_where_the_server_was_reached() {
         let shm = Address::shm(Path::new("/run/shm"));
-        assert_eq!(shm.of(&Endpoint::shm(3)).socket(), Some(PathBuf::from("/run/shm.3")));
+        let third = shm.of(&Endpoint::shm(3)).unwrap();
+        assert_eq!(third.socket(), Some(PathBuf::from("/run/shm.3")));
         let tcp = Address::Tcp(SocketAddr::from(([10, 0, 0, 7], 7400)));
         let any = Endpoint::tcp(1, SocketAddr::from(([0, 0, 0, 0], 7401)));
-        assert_eq!(tcp.of(&any), Address::Tcp(SocketAddr::from(([10, 0, 0, 7], 7401))));
+        assert_eq!(tcp.of(&any), Some(Address::Tcp(SocketAddr::from(([10, 0, 0, 7], 7401)))));
+        assert_eq!(tcp.of(&Endpoint::shm(3)), None, "a path is not announced");
     }
 }

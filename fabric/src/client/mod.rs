@@ -26,6 +26,7 @@ mod clock;
 mod error;
 mod link;
 mod operation;
+mod paths;
 mod pipeline;
 #[cfg(feature = "rdma")]
 mod rdma;
@@ -41,7 +42,7 @@ pub use blocking::{Answer, Client, Keys, NamespaceInfo};
 pub use error::{ClientError, LinkError};
 pub use pipeline::{Connector, Pipeline, Slot};
 #[cfg(feature = "rdma")]
-pub use rdma::RdmaConnector;
+pub use rdma::RdmaStream;
 pub use request::{Done, ItemDone, NamespaceId, Request, RetrieveItem, StoreItem, Target, Ticket};
 pub use router::ClientCounters;
 pub use stream::{Lent, Memory, Stream};
@@ -53,7 +54,8 @@ use crate::pdu::CAPSULE_BYTES_DEFAULT;
 /// How a client connects and behaves. `ClientConfig::new(addresses)` fills in the rest.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// Where to find the server: any of its reactors; they are tried in turn.
+    /// Where to find the server: any of its reactors; they are tried in turn. Only transports that are
+    /// among them are used, the first one where it works.
     pub addresses: Vec<Address>,
     /// Commands in flight on each connection; the server may grant fewer.
     pub queue_depth: u16,

@@ -61,12 +61,13 @@ pub struct Pipeline<C: Connector = SystemConnector> {
 }
 
 impl Pipeline {
-    /// Connects to every reactor of the server, over TCP or shared memory as its address says.
+    /// Connects to every reactor of the server, over the transport that its address says.
     ///
     /// # Errors
     /// [`ClientError`] says which address and why.
     pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
-        Self::connect_with(config, SystemConnector::new())
+        let connector = SystemConnector::new(config.queue_depth);
+        Self::connect_with(config, connector)
     }
 }
 

@@ -1,69 +1,80 @@
-//! Connections over RDMA, over whichever device has the route.
+//! RDMA for the system's connector: one hub for all its connections, over whichever device has the route.
 
-use super::address::Address;
-use super::clock::Clock;
-use super::pipeline::{Connector, Slot};
 use crate::rdma::client::{Hub, Line, client_shape};
 use crate::rdma::{Provider, ProviderError};
 use crate::verbs::{Verbs, VerbsConfig};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
 use std::io;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The longest single wait, in microseconds: callers wait again.
-const WAIT_LONGEST_US: u64 = 60_000_000;
+/// A connection over real verbs.
+pub type RdmaStream = Line<Verbs<Vec<u8>>>;
 
-/// Makes RDMA connections; the clock is the system's monotonic one.
+/// Bytes of PDUs that may be on their way on one connection.
+const SEND_BYTES: usize = 1 << 20;
+
+/// The hub, once a connection was asked for.
 #[derive(Debug)]
-pub struct RdmaConnector {
+pub(super) struct Rdma {
+    queue_depth: u16,
+    made: Option<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
     hub: Hub<Verbs<Vec<u8>>>,
-    clock: Clock,
+    /// Readable when the armed hub has something to do.
+    wait_fd: OwnedFd,
 }
 
-impl RdmaConnector {
-    /// A connector for clients with so many commands in flight on a connection.
-    ///
-    /// # Errors
-    /// This machine has no RDMA device that can be used.
-    pub fn new(queue_depth: u16) -> Result<Self, ProviderError> {
-        let verbs = Verbs::new(VerbsConfig { send_bytes: 1 << 20, ..VerbsConfig::default() })?;
-        Ok(Self { hub: Hub::new(verbs, client_shape(queue_depth)), clock: Clock::new() })
-    }
-}
-
-impl Connector for RdmaConnector {
-    type Stream = Line<Verbs<Vec<u8>>>;
-
-    fn connect(&mut self, address: &Address) -> io::Result<Self::Stream> {
-        self.hub.connect(address.tcp()?)
+impl Rdma {
+    pub(super) fn new(queue_depth: u16) -> Self {
+        Self { queue_depth, made: None }
     }
 
-    fn wait(&mut self, slots: &[Slot<Self::Stream>], timeout_us: u64) -> io::Result<()> {
-        let moved = self.hub.turn(self.clock.now_us());
-        // A read takes a part of what has come; for the rest no event will come.
-        let readable = slots.iter().flat_map(|slot| &slot.stream).any(Line::is_readable);
-        if !moved && !readable && self.hub.with_provider(Verbs::arm) {
-            self.hub.with_provider(|verbs| sleep(verbs, timeout_us))?;
-            self.hub.turn(self.clock.now_us());
+    /// Starts a connection.
+    pub(super) fn connect(&mut self, address: SocketAddr) -> io::Result<RdmaStream> {
+        if self.made.is_none() {
+            self.made = Some(Made::new(self.queue_depth)?);
         }
-        slots.iter().for_each(|slot| slot.ready.set(true));
-        Ok(())
+        self.made.as_ref().ok_or(io::ErrorKind::NotConnected)?.hub.connect(address)
     }
 
-    fn now_us(&mut self) -> u64 {
-        let now_us = self.clock.now_us();
-        self.hub.set_now_us(now_us);
-        now_us
+    /// The time that connections move at from now on.
+    pub(super) fn set_now_us(&self, now_us: u64) {
+        self.made.iter().for_each(|made| made.hub.set_now_us(now_us));
+    }
+
+    /// Moves what can be moved; `true` if anything was, or if something came before it could be waited
+    /// for.
+    pub(super) fn is_ready_before_waiting(&self, now_us: u64) -> bool {
+        let Some(Made { hub, .. }) = &self.made else { return false };
+        hub.turn(now_us) || !hub.with_provider(Verbs::arm)
+    }
+
+    /// Takes in what came meanwhile.
+    pub(super) fn woke(&self, now_us: u64) {
+        if let Some(Made { hub, .. }) = &self.made {
+            hub.turn(now_us);
+        }
+    }
+
+    /// What to wait for, if there is a connection.
+    pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.made.as_ref().map(|made| made.wait_fd.as_fd())
     }
 }
 
-fn sleep(verbs: &Verbs<Vec<u8>>, timeout_us: u64) -> io::Result<()> {
-    let timeout = TimeSpec::from_duration(Duration::from_micros(timeout_us.min(WAIT_LONGEST_US)));
-    let Some(fd) = verbs.wait_fd() else { return Ok(()) };
-    match ppoll(&mut [PollFd::new(fd, PollFlags::POLLIN)], Some(timeout), None) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(error) => Err(error.into()),
+impl Made {
+    fn new(queue_depth: u16) -> io::Result<Self> {
+        let config = VerbsConfig { send_bytes: SEND_BYTES, ..VerbsConfig::default() };
+        let verbs = Verbs::new(config).map_err(io_error)?;
+        let wait_fd = verbs.wait_fd().map(|fd| fd.try_clone_to_owned());
+        let wait_fd = wait_fd.ok_or(io::ErrorKind::Unsupported)??;
+        Ok(Self { hub: Hub::new(verbs, client_shape(queue_depth)), wait_fd })
     }
+}
+
+fn io_error(error: ProviderError) -> io::Error {
+    io::Error::other(error)
 }

@@ -90,7 +90,10 @@ pub(super) struct Router {
 
 impl Router {
     pub(super) fn new(config: ClientConfig) -> Result<Self, ClientError> {
-        let first = config.addresses.first().cloned().ok_or(ClientError::NoAddress)?;
+        let addresses = config.addresses.len() as u64;
+        if addresses == 0 {
+            return Err(ClientError::NoAddress);
+        }
         let mut rng = fastrand::Rng::with_seed(config.seed);
         let offer = Offer {
             versions: VERSION..=VERSION,
@@ -104,12 +107,13 @@ impl Router {
         };
         let settings = Settings {
             offer,
-            handshake_us: u64::from(config.connect_timeout_ms) * 1000,
+            // An address where nobody answers leaves the others time.
+            handshake_us: u64::from(config.connect_timeout_ms) * 1000 / addresses,
             receive_buffer_bytes: config.receive_buffer_bytes.max(RECEIVE_BYTES_MIN),
         };
         Ok(Self {
             token_next: rng.u64(..) << TOKEN_COUNTER_BITS,
-            peers: vec![Peer::new(first, &settings)],
+            peers: vec![Peer::new(Vec::new(), &settings)],
             config,
             settings,
             rng,

@@ -1,9 +1,10 @@
 //! The handshake: what each side speaks, and where everything is.
 
 use super::{
-    CommonHeader, DecodeError, HELLO_ACK_BYTES_MAX, ITEMS_MAX, PduType, REACTORS_MAX, SHARDS_MAX,
-    VALUE_BYTES_MAX, check, crc32c,
+    CommonHeader, DecodeError, ENDPOINTS_MAX, HELLO_ACK_BYTES_MAX, ITEMS_MAX, PduType,
+    REACTORS_MAX, SHARDS_MAX, VALUE_BYTES_MAX, check, crc32c,
 };
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -125,7 +126,7 @@ impl Hello {
     }
 }
 
-/// Server → client: 96 bytes, then `reactors` [`Endpoint`]s, then `shards` reactor numbers (u16
+/// Server → client: 96 bytes, then `endpoints` [`Endpoint`]s, then `shards` reactor numbers (u16
 /// each): the key → reactor map, with [`crate::route::shard_of`], then the CRC32C (u32) of all that
 /// is behind the 96 bytes.
 #[derive(
@@ -163,8 +164,8 @@ pub struct HelloAck {
     pub shards: U16,
     /// The reactor that keeps the checkpoint catalog.
     pub catalog_reactor: U16,
-    /// Zero.
-    pub reserved: U16,
+    /// How many endpoints there are: at least one for each reactor.
+    pub endpoints: U16,
     /// Zero.
     pub reserved2: U64,
     /// Zero.
@@ -174,7 +175,7 @@ pub struct HelloAck {
 }
 const _: () = assert!(size_of::<HelloAck>() == 96);
 
-/// Where one reactor listens on the transport of this connection: 24 bytes.
+/// Where one reactor listens with one transport: 24 bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -187,36 +188,54 @@ pub struct Endpoint {
     pub port: U16,
     /// The reactor's number.
     pub reactor: U16,
-    /// [`TRANSPORT_TCP`] or [`TRANSPORT_SHM`].
+    /// [`TRANSPORT_TCP`], [`TRANSPORT_RDMA`] or [`TRANSPORT_SHM`]. Those of later versions are passed over.
     pub transport: U16,
-    /// Zero.
-    pub reserved: U16,
+    /// Of a reactor's endpoints with one transport, the one with the lowest number is tried first.
+    pub preference: U16,
 }
 /// Bytes of one [`Endpoint`].
 pub const ENDPOINT_BYTES: usize = 24;
 const _: () = assert!(size_of::<Endpoint>() == ENDPOINT_BYTES);
 /// [`Endpoint::transport`]: TCP.
 pub const TRANSPORT_TCP: u16 = 1;
-/// [`Endpoint::transport`]: shared memory. (2 is RDMA's.)
+/// [`Endpoint::transport`]: RDMA.
+pub const TRANSPORT_RDMA: u16 = 2;
+/// [`Endpoint::transport`]: shared memory.
 pub const TRANSPORT_SHM: u16 = 3;
 
 impl Endpoint {
     /// Where `reactor` listens with TCP. An unspecified address (`0.0.0.0`, `::`) becomes "the one
     /// that you have connected to".
     #[must_use]
-    pub fn tcp(reactor: u16, address: std::net::SocketAddr) -> Self {
+    pub fn tcp(reactor: u16, address: SocketAddr) -> Self {
+        Self::on_a_network(TRANSPORT_TCP, reactor, address)
+    }
+
+    /// The same with RDMA.
+    #[must_use]
+    pub fn rdma(reactor: u16, address: SocketAddr) -> Self {
+        Self::on_a_network(TRANSPORT_RDMA, reactor, address)
+    }
+
+    fn on_a_network(transport: u16, reactor: u16, address: SocketAddr) -> Self {
         let ip = match address.ip() {
             ip if ip.is_unspecified() => [0; 16],
-            std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-            std::net::IpAddr::V6(ip) => ip.octets(),
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+            IpAddr::V6(ip) => ip.octets(),
         };
         Self {
             address: ip,
             port: U16::new(address.port()),
             reactor: U16::new(reactor),
-            transport: U16::new(TRANSPORT_TCP),
-            reserved: U16::ZERO,
+            transport: U16::new(transport),
+            preference: U16::ZERO,
         }
+    }
+
+    /// The same with another preference.
+    #[must_use]
+    pub fn with_preference(self, preference: u16) -> Self {
+        Self { preference: U16::new(preference), ..self }
     }
 
     /// Where `reactor` listens over shared memory: at the path that the client has connected to, but
@@ -228,19 +247,19 @@ impl Endpoint {
             port: U16::new(reactor),
             reactor: U16::new(reactor),
             transport: U16::new(TRANSPORT_SHM),
-            reserved: U16::ZERO,
+            preference: U16::ZERO,
         }
     }
 
     /// Where to connect to, for a client that has reached the server at `reached`.
     #[must_use]
-    pub fn socket_address(&self, reached: std::net::IpAddr) -> std::net::SocketAddr {
+    pub fn socket_address(&self, reached: IpAddr) -> SocketAddr {
         let ip = if self.address == [0; 16] {
             reached
         } else {
-            std::net::Ipv6Addr::from(self.address).to_canonical()
+            Ipv6Addr::from(self.address).to_canonical()
         };
-        std::net::SocketAddr::new(ip, self.port.get())
+        SocketAddr::new(ip, self.port.get())
     }
 }
 
@@ -267,13 +286,15 @@ pub struct Welcome {
     pub value_bytes_max: u32,
     /// The most items in a batch.
     pub items_max: u16,
-    /// The reactor that answers on this connection; below the number of endpoints.
+    /// How many reactors there are; every number of one is below it.
+    pub reactors: u16,
+    /// The reactor that answers on this connection.
     pub reactor: u16,
-    /// The reactor that keeps the checkpoint catalog; below the number of endpoints.
+    /// The reactor that keeps the checkpoint catalog.
     pub catalog_reactor: u16,
-    /// One for each reactor, in the order of their numbers.
+    /// Where they listen: at least one for each reactor.
     pub endpoints: Vec<Endpoint>,
-    /// Shard → reactor; every number is below that of endpoints. At least one shard.
+    /// Shard → reactor. At least one shard.
     pub shard_map: Vec<u16>,
 }
 
@@ -283,7 +304,7 @@ impl Welcome {
     /// # Panics
     /// If there are more endpoints or shards than the format holds.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        assert!(self.endpoints.len() <= usize::from(REACTORS_MAX));
+        assert!(self.endpoints.len() <= usize::from(ENDPOINTS_MAX));
         assert!(self.shard_map.len() <= usize::from(SHARDS_MAX));
         let behind = self.endpoints.len() * ENDPOINT_BYTES + self.shard_map.len() * 2 + 4;
         let mut ack = HelloAck {
@@ -299,10 +320,10 @@ impl Welcome {
             value_bytes_max: U32::new(self.value_bytes_max),
             items_max: U16::new(self.items_max),
             reactor: U16::new(self.reactor),
-            reactors: U16::new(self.endpoints.len() as u16),
+            reactors: U16::new(self.reactors),
             shards: U16::new(self.shard_map.len() as u16),
             catalog_reactor: U16::new(self.catalog_reactor),
-            reserved: U16::ZERO,
+            endpoints: U16::new(self.endpoints.len() as u16),
             reserved2: U64::ZERO,
             reserved3: U32::ZERO,
             header_crc: U32::ZERO,
@@ -325,19 +346,16 @@ impl Welcome {
         if ack.header.length.get() as usize != pdu.len() || pdu.len() > HELLO_ACK_BYTES_MAX {
             return Err(DecodeError::Length);
         }
-        check::reserved(ack.header.flags == 0 && ack.reserved.get() == 0)?;
+        check::reserved(ack.header.flags == 0)?;
         check::reserved(ack.reserved2.get() == 0 && ack.reserved3.get() == 0)?;
         let (endpoints, shard_map) = Self::tables(ack, &pdu[size_of::<HelloAck>()..])?;
-        let reactors = endpoints.len();
-        let known = |reactor: U16| usize::from(reactor.get()) < reactors;
-        if !shard_map.iter().chain([&ack.reactor, &ack.catalog_reactor]).all(|&r| known(r)) {
+        let known = |reactor: &U16| reactor.get() < ack.reactors.get();
+        let named = endpoints.iter().map(|endpoint| &endpoint.reactor).chain(shard_map);
+        if !named.chain([&ack.reactor, &ack.catalog_reactor]).all(known) {
             return Err(DecodeError::Field("reactor number"));
         }
-        let in_order = |(number, endpoint): (usize, &Endpoint)| {
-            usize::from(endpoint.reactor.get()) == number && endpoint.reserved.get() == 0
-        };
-        if !endpoints.iter().enumerate().all(in_order) {
-            return Err(DecodeError::Field("endpoint"));
+        if !all_listen(ack.reactors.get(), endpoints) {
+            return Err(DecodeError::Field("a reactor without an endpoint"));
         }
         if ack.queue_depth.get() == 0 || shard_map.is_empty() {
             return Err(DecodeError::Field("queue depth or shards of 0"));
@@ -353,6 +371,7 @@ impl Welcome {
             timeout_max_us: ack.timeout_max_us.get(),
             value_bytes_max: ack.value_bytes_max.get(),
             items_max: ack.items_max.get(),
+            reactors: ack.reactors.get(),
             reactor: ack.reactor.get(),
             catalog_reactor: ack.catalog_reactor.get(),
             endpoints: endpoints.to_vec(),
@@ -366,12 +385,13 @@ impl Welcome {
         rest: &'a [u8],
     ) -> Result<(&'a [Endpoint], &'a [U16]), DecodeError> {
         let (reactors, shards) = (ack.reactors.get(), ack.shards.get());
-        if reactors > REACTORS_MAX || shards > SHARDS_MAX {
-            return Err(DecodeError::Field("reactors or shards"));
+        let count = ack.endpoints.get();
+        if reactors > REACTORS_MAX || shards > SHARDS_MAX || count > ENDPOINTS_MAX {
+            return Err(DecodeError::Field("reactors, shards or endpoints"));
         }
         let (covered, crc) = rest.split_last_chunk::<4>().ok_or(DecodeError::Truncated)?;
         let (endpoints, shard_map) =
-            <[Endpoint]>::ref_from_prefix_with_elems(covered, usize::from(reactors))
+            <[Endpoint]>::ref_from_prefix_with_elems(covered, usize::from(count))
                 .map_err(|_| DecodeError::Truncated)?;
         let shard_map = <[U16]>::ref_from_bytes_with_elems(shard_map, usize::from(shards))
             .map_err(|_| DecodeError::Length)?;
@@ -380,6 +400,13 @@ impl Welcome {
         }
         Ok((endpoints, shard_map))
     }
+}
+
+/// Every reactor listens somewhere.
+fn all_listen(reactors: u16, endpoints: &[Endpoint]) -> bool {
+    let mut listens = vec![false; usize::from(reactors)];
+    endpoints.iter().for_each(|endpoint| listens[usize::from(endpoint.reactor.get())] = true);
+    listens.into_iter().all(|listens| listens)
 }
 
 /// The limits that every server of this version announces.
@@ -396,6 +423,7 @@ impl Default for Welcome {
             timeout_max_us: 30_000_000,
             value_bytes_max: VALUE_BYTES_MAX as u32,
             items_max: ITEMS_MAX as u16,
+            reactors: 0,
             reactor: 0,
             catalog_reactor: 0,
             endpoints: Vec::new(),

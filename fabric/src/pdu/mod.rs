@@ -20,8 +20,8 @@ mod response;
 pub use command::{Capsule, Command, Item, Opcode, command_flags};
 pub use control::{Auth, Cancel, Data, GoAway, GoAwayReason, Ping, ReadyToTransfer, Transfer};
 pub use hello::{
-    ENDPOINT_BYTES, Endpoint, Hello, HelloAck, Offer, TRANSPORT_SHM, TRANSPORT_TCP, Welcome,
-    features,
+    ENDPOINT_BYTES, Endpoint, Hello, HelloAck, Offer, TRANSPORT_RDMA, TRANSPORT_SHM, TRANSPORT_TCP,
+    Welcome, features,
 };
 pub use list::{ListEntries, ListEntry, ListHeader};
 pub use response::{ItemResult, Outcome, Response, response_flags};
@@ -50,6 +50,8 @@ pub const RESPONSE_DATA_BYTES_MAX: usize = VALUE_BYTES_MAX + ITEMS_MAX * size_of
 pub const AUTH_BYTES_MAX: usize = 4 << 10;
 /// The most reactors that a server announces.
 pub const REACTORS_MAX: u16 = 1024;
+/// The most endpoints that a server announces: each reactor's, of each listener.
+pub const ENDPOINTS_MAX: u16 = 4096;
 /// The most virtual shards of a pool.
 pub const SHARDS_MAX: u16 = 4096;
 /// The most commands in flight on one connection that is ever negotiated.
@@ -146,7 +148,7 @@ impl PduType {
 
 /// The longest HELLO_ACK, in bytes.
 const HELLO_ACK_BYTES_MAX: usize = size_of::<HelloAck>()
-    + ENDPOINT_BYTES * REACTORS_MAX as usize
+    + ENDPOINT_BYTES * ENDPOINTS_MAX as usize
     + 2 * SHARDS_MAX as usize
     + size_of::<U32>();
 

@@ -50,7 +50,9 @@ pub struct ServerConfig {
     pub catalog_reactor: u16,
     /// Shard → reactor.
     pub shard_map: Vec<u16>,
-    /// Where the reactors listen, in the order of their numbers.
+    /// How many reactors there are.
+    pub reactors: u16,
+    /// Where they listen: at least one endpoint for each.
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -157,7 +159,7 @@ impl<T: Transport> Server<T> {
     /// If `config` contradicts itself: a reactor without an endpoint, no shard, a queue depth of 0.
     #[must_use]
     pub fn new(transport: T, config: ServerConfig) -> Self {
-        let known = |reactor: &u16| usize::from(*reactor) < config.endpoints.len();
+        let known = |reactor: &u16| *reactor < config.reactors;
         assert!(!config.shard_map.is_empty() && config.shard_map.iter().all(known), "shard map");
         assert!(known(&config.reactor) && known(&config.catalog_reactor), "reactor numbers");
         assert!((1..=QUEUE_DEPTH_MAX).contains(&config.queue_depth), "queue depth");
@@ -338,6 +340,7 @@ fn welcome(config: ServerConfig) -> Welcome {
         reactor,
         catalog_reactor,
         shard_map,
+        reactors,
         endpoints,
     } = config;
     Welcome {
@@ -351,6 +354,7 @@ fn welcome(config: ServerConfig) -> Welcome {
         timeout_max_us,
         value_bytes_max: pdu::VALUE_BYTES_MAX as u32,
         items_max: pdu::ITEMS_MAX as u16,
+        reactors,
         reactor,
         catalog_reactor,
         endpoints,

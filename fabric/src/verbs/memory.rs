@@ -6,27 +6,41 @@
 use super::device::Domain;
 use super::last_error;
 use crate::Buffer;
+use crate::conformance::Counted;
 use crate::rdma::{ProviderError, Region};
 use ibverbs_sys as sys;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+use stable_deref_trait::StableDeref;
 use std::any::Any;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 /// A buffer whose bytes stay where they are: a network card has their address while work is under way.
 ///
-/// # Safety
-/// As long as a value is neither used, moved nor dropped, the bytes that its `as_ref` and `as_mut` last gave
-/// stay mapped at their address, and nobody else reads or writes them; both give the same bytes.
-pub unsafe trait Steady: Buffer {}
+/// That they do is what [`StableDeref`] promises; that nobody else reads or writes them meanwhile follows from
+/// its giving them out mutably. The bytes are always taken by `deref`, never by `as_ref`.
+pub trait Steady: Buffer + StableDeref<Target = [u8]> + DerefMut + 'static {}
+impl<T: Buffer + StableDeref<Target = [u8]> + DerefMut + 'static> Steady for T {}
 
-// SAFETY: the bytes of a vector are its own, and change their place only when it is used.
-unsafe impl Steady for Vec<u8> {}
+impl Deref for Counted {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.as_ref()
+    }
+}
+
+impl DerefMut for Counted {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.as_mut()
+    }
+}
 
 // SAFETY: its bytes are those of a vector that only it has.
-unsafe impl Steady for crate::conformance::Counted {}
+unsafe impl StableDeref for Counted {}
 
 const LOCAL: sys::ibv_access_flags = sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE;
 const REMOTE_READ: sys::ibv_access_flags = sys::ibv_access_flags::IBV_ACCESS_REMOTE_READ;

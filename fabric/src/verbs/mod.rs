@@ -30,12 +30,14 @@
 
 mod completion;
 mod device;
+mod listener;
 mod manager;
 mod memory;
 mod pair;
 mod provider;
 
 pub use device::{Gid, GidKind, devices, gids};
+pub use listener::Listener;
 pub use memory::{Steady, VerbsRegion};
 pub use provider::{Verbs, VerbsConfig};
 

@@ -340,7 +340,7 @@ impl<B: Steady> Pair<B> {
         for buffer in chain.take_buffers() {
             let place = self.memory.ledger.hold(Held { registration: None, buffer });
             let held = self.memory.ledger.at(place);
-            let bytes: &[u8] = held.buffer.as_ref();
+            let bytes: &[u8] = &held.buffer;
             let (address, length) = (bytes.as_ptr().addr(), bytes.len());
             let found = key(address, length).unwrap_or_else(|| {
                 match Registration::local(&self.domain, address, length, None) {
@@ -382,7 +382,7 @@ impl<B: Steady> Pair<B> {
                 remote = (*address, *key);
                 for piece in &chain.pieces()[pieces.clone()] {
                     let held = self.memory.ledger.at(self.places[piece.buffer]);
-                    let bytes = &held.buffer.as_ref()[piece.range.clone()];
+                    let bytes = &held.buffer[piece.range.clone()];
                     self.pieces.push(sys::ibv_sge {
                         addr: bytes.as_ptr().expose_provenance() as u64,
                         length: bytes.len() as u32,
@@ -395,7 +395,7 @@ impl<B: Steady> Pair<B> {
                 remote = (*address, *key);
                 let piece = &chain.pieces()[*piece];
                 let held = self.memory.ledger.at(self.places[piece.buffer]);
-                let bytes = &mut held.buffer.as_mut()[piece.range.clone()];
+                let bytes = &mut held.buffer[piece.range.clone()];
                 self.pieces.push(sys::ibv_sge {
                     addr: bytes.as_mut_ptr().expose_provenance() as u64,
                     length: bytes.len() as u32,

@@ -2,6 +2,7 @@
 
 use super::completion::{Channel, Completion, Queue};
 use super::device::{Abilities, Context, DeviceEvent, Domain, Gid, open_all};
+use super::listener::Listener;
 use super::manager::{EventChannel, Id, ManagerEvent, Tuning};
 use super::memory::{Registration, Steady, VerbsRegion, keep_from_children};
 use super::pair::{Pair, Parts, WorkId, completions};
@@ -74,6 +75,7 @@ struct Slot<B> {
 pub struct Verbs<B> {
     slots: Vec<Slot<B>>,
     requests: Vec<Option<(Id, u8)>>,
+    /// Peers reach it as long as it lives.
     listener: Option<Id>,
     adapters: Vec<Adapter>,
     manager: Rc<EventChannel>,
@@ -100,7 +102,10 @@ impl<B: Steady> Verbs<B> {
     /// # Errors
     /// There is none, or one cannot be used.
     pub fn new(config: VerbsConfig) -> Result<Self, ProviderError> {
-        let manager = EventChannel::new()?;
+        Self::over(EventChannel::new()?, config)
+    }
+
+    fn over(manager: Rc<EventChannel>, config: VerbsConfig) -> Result<Self, ProviderError> {
         let adapters: Vec<_> = open_all()?.into_iter().map(adapter).collect::<Result<_, _>>()?;
         let limits = limits(&adapters, config)?;
         let (news_epoll, epoll) = watch(&manager, &adapters).map_err(|errno| {
@@ -122,20 +127,15 @@ impl<B: Steady> Verbs<B> {
         })
     }
 
-    /// The same, and takes connections at `address`.
+    /// The same, and takes the connections of `listener`.
     ///
     /// # Errors
-    /// There is no device, or the address is none of theirs.
-    pub fn listen(config: VerbsConfig, address: SocketAddr) -> Result<Self, ProviderError> {
-        let mut verbs = Self::new(config)?;
-        verbs.listener = Some(Id::listen(&verbs.manager, address)?);
+    /// There is no device, or one cannot be used.
+    pub fn serve(config: VerbsConfig, listener: Listener) -> Result<Self, ProviderError> {
+        let (listener, manager) = listener.into_parts();
+        let mut verbs = Self::over(manager, config)?;
+        verbs.listener = Some(listener);
         Ok(verbs)
-    }
-
-    /// The port that it listens on, if it does.
-    #[must_use]
-    pub fn port(&self) -> Option<u16> {
-        self.listener.as_ref().map(Id::port)
     }
 
     /// Registers memory that buffers lie in, once, with every device: `owner` keeps it mapped where it

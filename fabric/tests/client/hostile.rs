@@ -104,6 +104,7 @@ fn welcome() -> Welcome {
     Welcome {
         queue_depth: 8,
         pool: [7; 16],
+        reactors: 1,
         endpoints: vec![Endpoint::tcp(0, address(0))],
         ..Welcome::default()
     }

@@ -367,6 +367,7 @@ impl House {
             reactor: 0,
             catalog_reactor: reactors - 1,
             shard_map: (0..SHARDS).map(|shard| shard % reactors).collect(),
+            reactors,
             endpoints: (0..reactors).map(|r| Endpoint::tcp(r, address(r))).collect(),
         }
     }

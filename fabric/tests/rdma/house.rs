@@ -199,6 +199,7 @@ impl House {
             reactor: 0,
             catalog_reactor: 0,
             shard_map: vec![0],
+            reactors: 1,
             endpoints: vec![Endpoint::tcp(0, address())],
         };
         let limits = RdmaConfig { connections_max: 16, receives: 80, ..RdmaConfig::default() };

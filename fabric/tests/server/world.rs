@@ -205,6 +205,7 @@ pub(crate) fn config(address: SocketAddr) -> ServerConfig {
         reactor: 1,
         catalog_reactor: 0,
         shard_map: vec![0, 1, 1, 0],
+        reactors: 2,
         endpoints: vec![Endpoint::tcp(0, address), Endpoint::tcp(1, address)],
     }
 }

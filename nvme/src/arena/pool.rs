@@ -3,6 +3,7 @@
 //! Guarantees: a [`DmaBuf`] is exclusive and initialised for as long as it lives; dropping it
 //! gives its memory back at once. Both types stay on their thread (`Rc`).
 
+use stable_deref_trait::StableDeref;
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -135,6 +136,9 @@ impl DerefMut for DmaBuf {
         unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.bytes) }
     }
 }
+
+// SAFETY: `deref` and `deref_mut` give the same bytes of the mapping as long as it lives, wherever it is moved.
+unsafe impl StableDeref for DmaBuf {}
 
 impl AsRef<[u8]> for DmaBuf {
     fn as_ref(&self) -> &[u8] {

@@ -156,7 +156,7 @@ fn parse(pdu_type: PduType, bytes: &[u8], can_be: bool) -> Option<Vec<u8>> {
 
 fn hello_ack(bytes: &[u8]) -> Option<Vec<u8>> {
     let welcome = Welcome::parse(bytes).ok()?;
-    assert!(welcome.shard_map.iter().all(|one| usize::from(*one) < welcome.endpoints.len()));
+    assert!(welcome.shard_map.iter().all(|one| usize::from(*one) < usize::from(welcome.reactors)));
     let reached = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     for endpoint in &welcome.endpoints {
         let address = endpoint.socket_address(reached);
@@ -340,6 +340,7 @@ fn seed_welcome() -> Welcome {
         items_max: 64,
         reactor: 1,
         catalog_reactor: 0,
+        reactors: 2,
         endpoints: vec![Endpoint::tcp(0, address), Endpoint::tcp(1, address)],
         shard_map: vec![0, 1, 0, 1],
     }

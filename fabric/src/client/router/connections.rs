@@ -5,6 +5,7 @@ use super::super::batch::Limits;
 use super::super::error::{ClientError, LinkError};
 use super::super::link::{Link, Settings};
 use super::super::operation::{OpId, State};
+use super::super::paths::{self, Known};
 use super::Router;
 use crate::Status;
 use crate::pdu::Welcome;
@@ -19,7 +20,10 @@ const BACKOFF_LONGEST_US: u64 = 1_000_000;
 #[derive(Debug)]
 pub(in super::super) struct Peer {
     pub link: Link,
-    pub(super) address: Address,
+    /// Where it is, the most preferred first; empty until the server has said.
+    paths: Vec<Address>,
+    /// Where its connection goes, while there is one or one is being made.
+    connected: Option<Address>,
     pub backlog: VecDeque<OpId>,
     /// Failures since the link was last up.
     pub(super) failures: u32,
@@ -31,10 +35,11 @@ pub(in super::super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(address: Address, settings: &Settings) -> Self {
+    pub(super) fn new(paths: Vec<Address>, settings: &Settings) -> Self {
         Self {
             link: Link::new(settings.clone()),
-            address,
+            paths,
+            connected: None,
             backlog: VecDeque::with_capacity(usize::from(settings.offer.queue_depth)),
             failures: 0,
             retry_at_us: 0,
@@ -66,22 +71,17 @@ impl Router {
         Some(self.address(index))
     }
 
-    /// The reactor's own address, and every other time after repeated failure one of those that
-    /// were configured: the server may have moved.
+    /// Where link `index` is, or is tried next.
     fn address(&self, index: usize) -> Address {
-        let peer = &self.peers[index];
-        let failures = peer.failures as usize;
-        let known = &self.config.addresses;
-        if self.welcome.is_none() {
-            known[failures % known.len()].clone()
-        } else if failures >= 2 && failures.is_multiple_of(2) {
-            known[failures / 2 % known.len()].clone()
-        } else {
-            peer.address.clone()
-        }
+        let (peer, known) = (&self.peers[index], &self.config.addresses);
+        let paths = if peer.paths.is_empty() { known } else { &peer.paths };
+        peer.connected
+            .clone()
+            .unwrap_or_else(|| paths::choose(paths, known, peer.failures as usize).clone())
     }
 
     pub(in super::super) fn opened(&mut self, index: usize, now_us: u64) {
+        self.peers[index].connected = Some(self.address(index));
         self.peers[index].link.open(now_us);
     }
 
@@ -111,11 +111,14 @@ impl Router {
         let to = usize::from(welcome.reactor);
         self.limits = Limits::of(&welcome);
         let settings = &self.settings;
-        let addresses = welcome.endpoints.iter().map(|endpoint| reached.of(endpoint));
-        let peers = addresses.map(|address| Peer::new(address, settings)).collect();
+        let (addresses, spread) = (&self.config.addresses, self.config.seed as usize);
+        let known = Known { addresses, reached: &reached, spread };
+        let paths = (0..welcome.reactors).map(|reactor| known.paths(&welcome, reactor));
+        let peers = paths.map(|paths| Peer::new(paths, settings)).collect();
         let mut old = std::mem::replace(&mut self.peers, peers);
         self.welcome = Some(welcome);
         std::mem::swap(&mut self.peers[to].link, &mut old[from].link);
+        self.peers[to].connected = Some(reached);
         self.rewired = Some(Rewired { from, to, links: self.peers.len() });
         let mut stray = Vec::new();
         for mut peer in old {
@@ -166,6 +169,7 @@ impl Router {
         log::debug!("connection to {address} (reactor {index}): {error}");
         self.counters.connection_errors += 1;
         let peer = &mut self.peers[index];
+        peer.connected = None;
         peer.link.close(&mut self.buffers, |id| self.orphans.push(id));
         let longest_us = (BACKOFF_FIRST_US << peer.failures.min(16)).min(BACKOFF_LONGEST_US);
         peer.retry_at_us = now_us + self.rng.u64(longest_us / 2..=longest_us);
@@ -223,8 +227,9 @@ impl Router {
 
     /// Why the first connecting has failed: all addresses were tried, or a reactor is out of reach.
     pub(in super::super) fn take_first_error(&mut self) -> Option<ClientError> {
-        let patience = if self.welcome.is_some() { 1 } else { self.config.addresses.len() };
-        let index = self.peers.iter().position(|peer| peer.failures as usize >= patience)?;
+        let known = self.config.addresses.len();
+        let patience = |peer: &Peer| if peer.paths.is_empty() { known } else { peer.paths.len() };
+        let index = self.peers.iter().position(|peer| peer.failures as usize >= patience(peer))?;
         let (address, source) = self.peers[index].error.take()?;
         Some(ClientError::Connect { address, source })
     }

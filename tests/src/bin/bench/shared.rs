@@ -153,6 +153,7 @@ fn serve<L: Listener>(listener: L, endpoint: Endpoint, load: Load, stop: &Atomic
         reactor: 0,
         catalog_reactor: 0,
         shard_map: vec![0],
+        reactors: 1,
         endpoints: vec![endpoint],
     };
     let mut server = Server::new(transport, config);
