@@ -6,7 +6,6 @@ use clap::Args;
 use forebay_fabric::Status;
 use forebay_fabric::client::{Lent, Memory as _};
 use forebay_fabric::pdu::{Opcode, crc32c};
-use forebay_fabric::rdma::Provider as _;
 use serde_json::json;
 use std::net::SocketAddr;
 
@@ -105,7 +104,7 @@ impl Lie {
         let mut got = vec![0; VALUE as usize];
         peer.line.get(lent, shift as usize, &mut got);
         ensure!(got == value, "the value that came back is another one");
-        lines.with_provider(|verbs| ensure!(verbs.limits().pieces > 0, "no pieces"))
+        Ok(())
     }
 }
 
