@@ -78,8 +78,9 @@ fn a_thousand_connects_and_garbage_in_them_disturb_no_good_client() {
     let storm = guest.spawn("storm", &peer(&guest, &storm)).unwrap();
     let last = ended(&storm, Duration::from_secs(600));
     println!("{last}");
-    assert!(last["greeted"].as_u64() >= Some(250), "{last}");
-    assert_eq!(last["failed"], 0, "{last}");
+    assert!(last["greeted"].as_u64() >= Some(450), "{last}");
+    // What takes the kernel's connection manager longer than its own retries.
+    assert!(last["failed"].as_u64() <= Some(20), "{last}:\n{}", storm.log());
     writer.goes_on(10);
     let log = daemon.process().log();
     let refused = log.matches("whose connection request is not of this protocol").count();

@@ -62,7 +62,7 @@ impl Lie {
 
     fn ready(&self, lines: &Lines) -> anyhow::Result<(Peer, Lent)> {
         let mut peer = Peer::connect(lines, self.address)?;
-        peer.shake_hands(9)?;
+        peer.shake_hands()?;
         let lent = peer.line.lend(BYTES as usize).context("memory to register")?;
         Ok((peer, lent))
     }

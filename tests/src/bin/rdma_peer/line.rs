@@ -7,9 +7,10 @@ use forebay_fabric::pdu::{
 };
 use forebay_fabric::rdma::client::{Hub, Line, client_shape};
 use forebay_fabric::verbs::{Verbs, VerbsConfig};
-use forebay_tests::vm::now;
+use forebay_tests::vm::{now, sleep};
 use std::io::{ErrorKind, Read as _};
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes as _;
 
@@ -31,7 +32,6 @@ pub(crate) struct Peer {
     lines: Lines,
     pub(crate) line: Line<Verbs<Vec<u8>>>,
     bytes: Vec<u8>,
-    began: Instant,
 }
 
 /// What the server did.
@@ -46,23 +46,28 @@ pub(crate) enum Heard {
 impl Peer {
     pub(crate) fn connect(lines: &Lines, address: SocketAddr) -> anyhow::Result<Self> {
         let line = lines.connect(address)?;
-        Ok(Self { lines: lines.clone(), line, bytes: Vec::new(), began: now() })
+        Ok(Self { lines: lines.clone(), line, bytes: Vec::new() })
     }
 
     /// To where commands are taken.
-    pub(crate) fn shake_hands(&mut self, client: u8) -> anyhow::Result<()> {
+    pub(crate) fn shake_hands(&mut self) -> anyhow::Result<()> {
+        self.greet()?;
+        self.expect(PduType::HelloAck)?;
+        self.expect(PduType::AuthAck)
+    }
+
+    /// Says HELLO and AUTH, and waits for nothing.
+    pub(crate) fn greet(&mut self) -> anyhow::Result<()> {
         let offer = Offer {
             versions: VERSION..=VERSION,
             features: u64::MAX,
-            client_id: [client; 16],
+            client_id: [9; 16],
             queue_depth: 8,
             capsule_bytes: 8 << 10,
             keep_alive_ms: 10_000,
         };
         self.line.send(Hello::new(&offer).as_bytes())?;
-        self.expect(PduType::HelloAck)?;
-        self.line.send(Auth::none(PduType::Auth).as_bytes())?;
-        self.expect(PduType::AuthAck)
+        Ok(self.line.send(Auth::none(PduType::Auth).as_bytes())?)
     }
 
     fn expect(&mut self, wanted: PduType) -> anyhow::Result<()> {
@@ -96,23 +101,44 @@ impl Peer {
 
     /// The next PDU, or the end.
     pub(crate) fn hear(&mut self, patience: Duration) -> anyhow::Result<Heard> {
-        let (began, mut chunk) = (now(), vec![0; 64 << 10]);
+        let began = now();
         while began.elapsed() < patience {
-            self.lines.turn(self.began.elapsed().as_micros() as u64);
-            match self.line.read(&mut chunk) {
-                Ok(0) => return Ok(Heard::Closed),
-                Ok(count) => self.bytes.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
-                Err(_) => return Ok(Heard::Closed),
-            }
-            if let Some((_, length)) = CommonHeader::peek(&self.bytes)?
-                && self.bytes.len() >= length
-            {
-                return Ok(Heard::Pdu(self.bytes.drain(..length).collect()));
+            turn(&self.lines);
+            if let Some(heard) = self.look()? {
+                return Ok(heard);
             }
         }
         Ok(Heard::Nothing)
     }
+
+    /// What has come already.
+    pub(crate) fn look(&mut self) -> anyhow::Result<Option<Heard>> {
+        let mut chunk = [0; 4096];
+        loop {
+            if let Some((_, length)) = CommonHeader::peek(&self.bytes)?
+                && self.bytes.len() >= length
+            {
+                return Ok(Some(Heard::Pdu(self.bytes.drain(..length).collect())));
+            }
+            match self.line.read(&mut chunk) {
+                Ok(count @ 1..) => self.bytes.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Ok(0) | Err(_) => return Ok(Some(Heard::Closed)),
+            }
+        }
+    }
+}
+
+/// One step of all lines, and a moment for others: the daemon is on the same two cores.
+pub(crate) fn turn(lines: &Lines) {
+    if !lines.turn(clock_us()) {
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn clock_us() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(now).elapsed().as_micros() as u64
 }
 
 /// The outcome in a response.
