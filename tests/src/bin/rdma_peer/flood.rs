@@ -9,7 +9,7 @@ pub(crate) const DEPTH: usize = 64;
 /// Values that it stores and retrieves.
 const KEYS: u64 = 16;
 /// Bytes of each: large, so that the server READs and WRITEs when it is killed.
-const LENGTH: usize = 256 << 10;
+const LENGTH: usize = 64 << 10;
 
 #[derive(Args, Debug)]
 pub(crate) struct Flood {
@@ -38,7 +38,8 @@ impl Flood {
             }
             client.poll(&mut done, 1000)?;
             done.drain(..).for_each(|one| client.recycle(one));
-            if !told && next > KEYS && client.in_flight() + 8 >= DEPTH {
+            // Ends that came together are replaced in the next round.
+            if !told && next >= DEPTH as u64 && client.in_flight() + 8 >= DEPTH {
                 told = true;
                 println!("{}", json!({ "is": "flooding", "in_flight": client.in_flight() }));
             }

@@ -1,7 +1,7 @@
 //! Clients that die in the middle of everything.
 
 use crate::flood::DEPTH;
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use clap::Args;
 use forebay_fabric::client::Address;
 use forebay_tests::vm::sleep;
@@ -9,7 +9,11 @@ use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
+
+/// How many there are at a time: each waits for the kernel most of its short life.
+const AT_A_TIME: u32 = 4;
 
 #[derive(Args, Debug)]
 pub(crate) struct Kill {
@@ -24,21 +28,33 @@ pub(crate) struct Kill {
 
 impl Kill {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let mut rng = fastrand::Rng::with_seed(self.seed);
-        let mut in_flight_least = DEPTH as u64;
-        for time in 0..self.times {
-            // In the first answers' way as well as in full flight.
-            let wait = Duration::from_millis(rng.u64(..120));
-            let in_flight = self.kill_one(wait).with_context(|| format!("client {time}"))?;
-            in_flight_least = in_flight_least.min(in_flight);
-            if time % 10 == 9 {
-                println!("{}", json!({ "is": "killing", "killed": time + 1 }));
-            }
-        }
+        let this = &self;
+        let in_flight_least = thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..AT_A_TIME).map(|number| scope.spawn(move || this.kill(number))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+                .try_fold(DEPTH as u64, |least, one| anyhow::Ok(least.min(one?)))
+        })?;
         let ended =
             json!({ "is": "ended", "killed": self.times, "in_flight_least": in_flight_least });
         println!("{ended}");
         Ok(())
+    }
+
+    /// Every so-manieth of them; what one had in flight at least.
+    fn kill(&self, number: u32) -> anyhow::Result<u64> {
+        let mut rng = fastrand::Rng::with_seed(self.seed + u64::from(number));
+        let mut least = DEPTH as u64;
+        for time in (number..self.times).step_by(AT_A_TIME as usize) {
+            // In the first answers' way as well as in full flight.
+            let wait = Duration::from_millis(rng.u64(..300));
+            let in_flight = self.kill_one(wait).with_context(|| format!("client {time}"))?;
+            least = least.min(in_flight);
+            println!("{}", json!({ "is": "killed", "client": time, "in_flight": in_flight }));
+        }
+        Ok(least)
     }
 
     /// Starts one and kills it; what it had in flight.
