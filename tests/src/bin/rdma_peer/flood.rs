@@ -19,8 +19,11 @@ pub(crate) struct Flood {
 
 impl Flood {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let config =
-            ClientConfig { queue_depth: DEPTH as u16, ..ClientConfig::new(vec![self.address]) };
+        let config = ClientConfig {
+            queue_depth: DEPTH as u16,
+            connect_timeout_ms: 60_000,
+            ..ClientConfig::new(vec![self.address])
+        };
         let mut client = Pipeline::connect(config)?;
         let (mut next, mut told, mut done) = (0_u64, false, Vec::new());
         loop {

@@ -35,7 +35,7 @@ const LIES: [(&str, Tell); 9] = [
     ("an address far away", |lent| Lent { address: lent.address ^ (1 << 40), ..lent }),
     ("address 0", |lent| Lent { address: 0, ..lent }),
     ("the last address there is", |lent| Lent { address: u64::MAX - 7, ..lent }),
-    ("more than there is", |lent| Lent { address: lent.address + 4096, ..lent }),
+    ("more than there is", |lent| Lent { address: lent.address + 8192, ..lent }),
 ];
 
 impl Lie {
