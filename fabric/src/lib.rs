@@ -10,11 +10,13 @@ pub mod client;
 pub mod conformance;
 pub mod pdu;
 pub mod rdma;
+pub mod region;
 pub mod route;
 pub mod server;
 pub mod shm;
 pub mod status;
 pub mod stream;
+mod table;
 pub mod transport;
 #[cfg(feature = "rdma")]
 pub mod verbs;

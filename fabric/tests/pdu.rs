@@ -41,6 +41,7 @@ fn welcome() -> Welcome {
         incarnation: *b"incarnation-incn",
         reactor: 1,
         reactors: 2,
+        fragments_max: FRAGMENTS_MAX as u16,
         endpoints: vec![
             Endpoint::tcp(0, SocketAddr::from(([127, 0, 0, 1], 7000))),
             Endpoint::tcp(1, SocketAddr::from(([0, 0, 0, 0], 7001))),
@@ -75,6 +76,33 @@ fn batch() -> Vec<u8> {
     [command.as_bytes(), items.as_bytes(), b"abb"].concat()
 }
 
+fn fragments() -> [Fragment; 3] {
+    [
+        Fragment::new(0x1000, 7, 32),
+        Fragment::new(u64::MAX, 0x0102_0304, 100),
+        Fragment::new(9, 8, 200),
+    ]
+}
+
+/// A batch of two retrieves, with memory for the results and for each item.
+fn scattered() -> Vec<u8> {
+    let items = [Item::new(1, 0, 100, 0, 0), Item::new(2, 7, 200, 0, 0)];
+    let mut command = Command::new(Opcode::Retrieve, 6);
+    command.data_length = U32::new(300);
+    command.seal_fragments(&items, &fragments(), b"abb");
+    [command.as_bytes(), items.as_bytes(), fragments().as_bytes(), b"abb"].concat()
+}
+
+/// A command of `opcode` with `items` and `fragments`, and whether its fragments fit.
+fn fits(opcode: Opcode, data_length: u32, items: &[Item], fragments: &[Fragment]) -> bool {
+    let mut command = Command::new(opcode, 0);
+    command.data_length = U32::new(data_length);
+    let keys = vec![b'k'; items.len().max(1)];
+    command.seal_fragments(items, fragments, &keys);
+    let bytes = [command.as_bytes(), items.as_bytes(), fragments.as_bytes(), &keys].concat();
+    Capsule::parse(&bytes).expect("a sound capsule").fragments_fit()
+}
+
 fn outcome() -> Outcome {
     Outcome {
         cid: 5,
@@ -103,6 +131,7 @@ fn the_handshake_has_its_golden_bytes() {
 fn commands_and_responses_have_their_golden_bytes() {
     assert_bytes(&store(), STORE);
     assert_bytes(&batch(), BATCH);
+    assert_bytes(&scattered(), SCATTERED);
     assert_bytes(Response::new(&outcome()).as_bytes(), RESPONSE);
     let placed = Response::placed(Response::new(&outcome()).as_bytes(), 0x20).unwrap();
     assert_bytes(placed.as_bytes(), PLACED);
@@ -161,6 +190,96 @@ fn a_capsule_gives_back_its_keys_and_its_value() {
         capsule.items_with_keys().map(|(item, key)| (item.offset.get(), key)).collect();
     assert_eq!(keys, [(0, &b"a"[..]), (7, &b"bb"[..])]);
     assert!(!capsule.is_in_capsule() && capsule.data.is_empty());
+    assert!(capsule.fragments.is_empty() && capsule.fragments_fit());
+}
+
+#[test]
+fn a_capsule_gives_back_its_fragments() {
+    let bytes = scattered();
+    let capsule = Capsule::parse(&bytes).unwrap();
+    assert_eq!(capsule.fragments, fragments());
+    assert_eq!((Fragment::bytes(capsule.fragments), capsule.keys), (332, &b"abb"[..]));
+    let many: Vec<_> = (0..FRAGMENTS_MAX as u64).map(|at| Fragment::new(at, 1, 1)).collect();
+    assert!(fits(Opcode::Store, FRAGMENTS_MAX as u32, &[], &many));
+}
+
+#[test]
+fn fragments_fit_what_their_command_moves() {
+    let of = |lengths: &[u32]| -> Vec<Fragment> {
+        lengths.iter().map(|length| Fragment::new(64, 1, *length)).collect()
+    };
+    let item = |wanted| Item::new(1, 0, wanted, 0, 0);
+    for (found, expected, what) in [
+        (fits(Opcode::Store, 10, &[], &of(&[3, 0, 7])), true, "a store's are its value"),
+        (fits(Opcode::Store, 10, &[], &of(&[3, 6])), false, "less than the value"),
+        (fits(Opcode::Store, 10, &[], &of(&[3, 8])), false, "more than the value"),
+        (fits(Opcode::Retrieve, 10, &[], &of(&[3, 8])), true, "room for a value"),
+        (fits(Opcode::Retrieve, 10, &[], &of(&[9])), false, "less than is wanted"),
+        (fits(Opcode::Exist, 0, &[item(0); 2], &of(&[30, 2])), true, "room for the results"),
+        (fits(Opcode::Exist, 0, &[item(0); 2], &of(&[30, 1])), false, "less than the results"),
+        (fits(Opcode::Retrieve, 9, &[item(4), item(5)], &of(&[32, 4, 9])), true, "one for each"),
+        (fits(Opcode::Retrieve, 9, &[item(4), item(5)], &of(&[32, 9, 4])), false, "too long"),
+        (fits(Opcode::Retrieve, 9, &[item(4), item(5)], &of(&[32, 9])), false, "too few"),
+        (fits(Opcode::Retrieve, 9, &[item(4), item(5)], &of(&[32, 4, 5, 1])), false, "too many"),
+        (fits(Opcode::Retrieve, 9, &[item(4), item(5)], &of(&[31, 4, 5])), false, "results"),
+        (fits(Opcode::Retrieve, 0, &[item(0)], &of(&[16, 0])), true, "nothing is wanted"),
+    ] {
+        assert_eq!(found, expected, "{what}");
+    }
+}
+
+/// Everything that a checksum cannot see.
+#[test]
+fn fragments_that_contradict_their_command_are_refused() {
+    type Change = fn(&mut Command, &mut Vec<Fragment>, &mut Vec<u8>);
+    let cases: [(Change, &str); 7] = [
+        (|command, _, _| command.opflags = 0, "a number of fragments that contradicts the flag"),
+        (
+            |command, list, _| {
+                list.clear();
+                command.fragments.set(0);
+            },
+            "a number of fragments that contradicts the flag",
+        ),
+        (
+            |command, list, _| {
+                *list = vec![Fragment::new(1, 1, 1); FRAGMENTS_MAX + 1];
+                command.fragments.set(FRAGMENTS_MAX as u16 + 1);
+            },
+            "too many fragments",
+        ),
+        (
+            |command, _, data| {
+                command.opflags |= command_flags::IN_CAPSULE;
+                command.data_length.set(4);
+                data.extend_from_slice(b"data");
+            },
+            "data in the capsule and in fragments",
+        ),
+        (|command, _, _| command.memory_key.set(1), "fragments and an address"),
+        (|_, list, _| list[1].key.set(0), "a fragment without a key"),
+        (
+            |_, list, _| list.iter_mut().for_each(|one| one.length.set(u32::MAX / 2)),
+            "fragments of 4 GiB and more",
+        ),
+    ];
+    for (change, what) in cases {
+        let mut command = Command::new(Opcode::Store, 1);
+        command.seal_fragments(&[], &fragments(), b"k");
+        let (mut list, mut data) = (fragments().to_vec(), Vec::new());
+        change(&mut command, &mut list, &mut data);
+        let behind = [list.as_bytes(), b"k"].concat();
+        command.header.length = U32::new((64 + behind.len() + data.len()) as u32);
+        command.header_crc = U32::new(crc32c_pair(&command.as_bytes()[..60], &behind));
+        let bytes = [command.as_bytes(), &behind, &data].concat();
+        assert_eq!(Capsule::parse(&bytes).err(), Some(DecodeError::Field(what)));
+    }
+    // A list that reaches past the end of the capsule.
+    let mut command = Command::new(Opcode::Store, 1);
+    command.seal_fragments(&[], &fragments(), b"");
+    command.header.length = U32::new(64 + 40);
+    let bytes = [command.as_bytes(), &fragments().as_bytes()[..40]].concat();
+    assert_eq!(Capsule::parse(&bytes).err(), Some(DecodeError::Truncated));
 }
 
 #[test]
@@ -235,6 +354,7 @@ fn samples() -> Vec<Vec<u8>> {
         Auth::none(PduType::AuthAck).as_bytes().to_vec(),
         store(),
         batch(),
+        scattered(),
         [Response::new(&outcome()).as_bytes(), &[0; 0x20]].concat(),
         ReadyToTransfer::new(transfer()).as_bytes().to_vec(),
         data,
@@ -379,7 +499,7 @@ proptest! {
     /// Damage that the checksums do not see: they are made right again afterwards.
     #[test]
     fn no_parser_panics_on_damage_under_right_checksums(
-        which in 0..13_usize,
+        which in 0..14_usize,
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         keep in any::<prop::sample::Index>(),
     ) {
@@ -431,7 +551,7 @@ const HELLO: &str = "
 const HELLO_ACK: &str = "
     02 00 0000 b4000000 0100 1000 00400000 0300000000000000
     706f6f6c2d706f6f6c2d706f6f6c2d70 696e6361726e6174696f6e2d696e636e 10270000 80c3c901
-    00004000 4000 0100 0200 0400 0000 0300 0000000000000000 00000000 53ab03b7
+    00004000 4000 0100 0200 0400 0000 0300 0001 0000 0000000000000000 925c7220
     00000000000000000000ffff7f000001 581b 0000 0100 0000
     00000000000000000000000000000000 591b 0100 0100 0000
     00000000000000000000ffff0a000001 591b 0100 0200 0200 0000 0100 0000 0100 f13aeb7f";
@@ -442,10 +562,17 @@ const STORE: &str = "
     0000000000000000 00000000 05000000 0807060504030201 6303e0e1 f72c79ed 6b6579
     76616c7565";
 const BATCH: &str = "
-    10 00 0600 83000000 02 00 0000 00000000 00000000 02000000 0000000000000000
+    10 00 0600 83000000 02 00 0000 00000000 00000000 0200 0000 0000000000000000
     0000000000000000 00000000 4c010000 0000000000000000 00000000 ad9a588e 0100 0000
     64000000 0000000000000000 0000000000000000 00000000 00000000 0200 0000 c8000000
     0700000000000000 0900000000000000 0a000000 00000000 616262";
+const SCATTERED: &str = "
+    10 00 0600 b3000000 02 02 0000 00000000 00000000 0200 0300 0000000000000000
+    0000000000000000 00000000 2c010000 0000000000000000 00000000 ca3d9e47 0100 0000
+    64000000 0000000000000000 0000000000000000 00000000 00000000 0200 0000 c8000000
+    0700000000000000 0000000000000000 00000000 00000000
+    0010000000000000 07000000 20000000 ffffffffffffffff 04030201 64000000
+    0900000000000000 08000000 c8000000 616262";
 const RESPONSE: &str = "
     11 01 0500 40000000 0500 2000 20000000 2211000000000000 ddccbbaa 6aeaa74d";
 const PLACED: &str = "

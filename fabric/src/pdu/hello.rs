@@ -1,8 +1,8 @@
 //! The handshake: what each side speaks, and where everything is.
 
 use super::{
-    CommonHeader, DecodeError, ENDPOINTS_MAX, HELLO_ACK_BYTES_MAX, ITEMS_MAX, PduType,
-    REACTORS_MAX, SHARDS_MAX, VALUE_BYTES_MAX, check, crc32c,
+    CommonHeader, DecodeError, ENDPOINTS_MAX, FRAGMENTS_MAX, HELLO_ACK_BYTES_MAX, ITEMS_MAX,
+    PduType, REACTORS_MAX, SHARDS_MAX, VALUE_BYTES_MAX, check, crc32c,
 };
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -166,10 +166,12 @@ pub struct HelloAck {
     pub catalog_reactor: U16,
     /// How many endpoints there are: at least one for each reactor.
     pub endpoints: U16,
+    /// The most fragments of a command; 0: on this transport a command names no memory.
+    pub fragments_max: U16,
+    /// Zero.
+    pub reserved: U16,
     /// Zero.
     pub reserved2: U64,
-    /// Zero.
-    pub reserved3: U32,
     /// CRC32C of the 92 bytes before it.
     pub header_crc: U32,
 }
@@ -292,6 +294,9 @@ pub struct Welcome {
     pub reactor: u16,
     /// The reactor that keeps the checkpoint catalog.
     pub catalog_reactor: u16,
+    /// The most fragments of a command, at most [`super::FRAGMENTS_MAX`]; 0: on this transport a
+    /// command names no memory.
+    pub fragments_max: u16,
     /// Where they listen: at least one for each reactor.
     pub endpoints: Vec<Endpoint>,
     /// Shard → reactor. At least one shard.
@@ -324,8 +329,9 @@ impl Welcome {
             shards: U16::new(self.shard_map.len() as u16),
             catalog_reactor: U16::new(self.catalog_reactor),
             endpoints: U16::new(self.endpoints.len() as u16),
+            fragments_max: U16::new(self.fragments_max),
+            reserved: U16::ZERO,
             reserved2: U64::ZERO,
-            reserved3: U32::ZERO,
             header_crc: U32::ZERO,
         };
         check::seal(&mut ack);
@@ -347,7 +353,7 @@ impl Welcome {
             return Err(DecodeError::Length);
         }
         check::reserved(ack.header.flags == 0)?;
-        check::reserved(ack.reserved2.get() == 0 && ack.reserved3.get() == 0)?;
+        check::reserved(ack.reserved.get() == 0 && ack.reserved2.get() == 0)?;
         let (endpoints, shard_map) = Self::tables(ack, &pdu[size_of::<HelloAck>()..])?;
         let known = |reactor: &U16| reactor.get() < ack.reactors.get();
         let named = endpoints.iter().map(|endpoint| &endpoint.reactor).chain(shard_map);
@@ -359,6 +365,9 @@ impl Welcome {
         }
         if ack.queue_depth.get() == 0 || shard_map.is_empty() {
             return Err(DecodeError::Field("queue depth or shards of 0"));
+        }
+        if usize::from(ack.fragments_max.get()) > FRAGMENTS_MAX {
+            return Err(DecodeError::Field("more fragments than a command names"));
         }
         Ok(Self {
             version: ack.version.get(),
@@ -374,6 +383,7 @@ impl Welcome {
             reactors: ack.reactors.get(),
             reactor: ack.reactor.get(),
             catalog_reactor: ack.catalog_reactor.get(),
+            fragments_max: ack.fragments_max.get(),
             endpoints: endpoints.to_vec(),
             shard_map: shard_map.iter().map(|reactor| reactor.get()).collect(),
         })
@@ -426,6 +436,7 @@ impl Default for Welcome {
             reactors: 0,
             reactor: 0,
             catalog_reactor: 0,
+            fragments_max: 0,
             endpoints: Vec::new(),
             shard_map: vec![0],
         }

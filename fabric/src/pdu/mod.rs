@@ -17,7 +17,7 @@ mod hello;
 mod list;
 mod response;
 
-pub use command::{Capsule, Command, Item, Opcode, command_flags};
+pub use command::{Capsule, Command, Fragment, Item, Opcode, command_flags};
 pub use control::{Auth, Cancel, Data, GoAway, GoAwayReason, Ping, ReadyToTransfer, Transfer};
 pub use hello::{
     ENDPOINT_BYTES, Endpoint, Hello, HelloAck, Offer, TRANSPORT_RDMA, TRANSPORT_SHM, TRANSPORT_TCP,
@@ -38,7 +38,10 @@ pub const KEY_BYTES: RangeInclusive<usize> = 1..=1024;
 pub const VALUE_BYTES_MAX: usize = 4 << 20;
 /// The most items in one batch.
 pub const ITEMS_MAX: usize = 64;
-/// The largest capsule (header, items, keys and in-capsule data) that is ever negotiated, in bytes.
+/// The most fragments of memory that one command names.
+pub const FRAGMENTS_MAX: usize = 256;
+/// The largest capsule (header, items, fragments, keys and in-capsule data) that is ever negotiated,
+/// in bytes.
 pub const CAPSULE_BYTES_MAX: usize = 128 << 10;
 /// The capsule size that a server offers by default, in bytes: a 4 KiB value with its key fits.
 pub const CAPSULE_BYTES_DEFAULT: usize = 16 << 10;

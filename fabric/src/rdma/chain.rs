@@ -125,6 +125,12 @@ impl<B> Chain<B> {
         self.buffers.len()
     }
 
+    /// Its buffers, in order.
+    #[must_use]
+    pub fn buffers(&self) -> &[B] {
+        &self.buffers
+    }
+
     /// Hands its buffers over, in order.
     pub fn take_buffers(&mut self) -> std::vec::Drain<'_, B> {
         self.buffers.drain(..)

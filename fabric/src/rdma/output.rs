@@ -36,6 +36,8 @@ pub(super) struct Output<B> {
     copied: usize,
     payloads: VecDeque<Payload<B>>,
     group: Vec<usize>,
+    /// Bytes of data that were ever copied.
+    bytes_copied: u64,
 }
 
 impl<B> Output<B> {
@@ -47,7 +49,13 @@ impl<B> Output<B> {
             copied: 0,
             payloads: VecDeque::new(),
             group: Vec::new(),
+            bytes_copied: 0,
         }
+    }
+
+    /// Bytes of data that were copied since this was last asked.
+    pub(super) fn take_copied(&mut self) -> u64 {
+        std::mem::take(&mut self.bytes_copied)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -59,7 +67,8 @@ impl<B> Output<B> {
         if self.bytes.len() - self.taken - self.copied + pdu.len() > WAITING_BYTES_MAX {
             return false;
         }
-        self.put_messages(pdu, false, message_bytes);
+        self.bytes.extend_from_slice(pdu);
+        self.put_messages(pdu.len(), false, message_bytes);
         true
     }
 
@@ -77,17 +86,21 @@ impl<B> Output<B> {
         if self.copied > COPIED_BYTES_MAX {
             return false;
         }
-        let mut whole = pdu.to_vec();
-        payloads.for_each(|part| whole.extend_from_slice(&part.buffer.as_ref()[part.range]));
-        self.copied += whole.len();
-        self.put_messages(&whole, true, message_bytes);
+        let before = self.bytes.len();
+        self.bytes.extend_from_slice(pdu);
+        payloads.for_each(|part| self.bytes.extend_from_slice(&part.buffer.as_ref()[part.range]));
+        let length = self.bytes.len() - before;
+        self.bytes_copied += (length - pdu.len()) as u64;
+        self.copied += length;
+        self.put_messages(length, true, message_bytes);
         true
     }
 
-    fn put_messages(&mut self, bytes: &[u8], copied: bool, message_bytes: usize) {
-        self.bytes.extend_from_slice(bytes);
-        self.items.extend(bytes.chunks(message_bytes).map(|message| Item {
-            message: Some(message.len()),
+    /// The last `length` bytes leave in messages of at most `message_bytes`.
+    fn put_messages(&mut self, length: usize, copied: bool, message_bytes: usize) {
+        let lengths = (0..length).step_by(message_bytes).map(|at| message_bytes.min(length - at));
+        self.items.extend(lengths.map(|message| Item {
+            message: Some(message),
             copied,
             works: 1,
             pieces: 0,

@@ -224,6 +224,10 @@ impl Core {
             return Err(DecodeError::Field("capsule larger than negotiated"));
         }
         let capsule = Capsule::parse(pdu)?;
+        if capsule.fragments.len() > usize::from(self.welcome.fragments_max) {
+            return Err(DecodeError::Field("more fragments than granted"));
+        }
+        let session = self.session(conn);
         let cid = capsule.command.header.cid.get();
         // As many identifiers as credits, each in use once: no client gets beyond its credits.
         if cid >= session.queue_depth {

@@ -11,6 +11,7 @@ use super::input::{Pull, Received};
 use super::{ByteStream, Listener, Readiness};
 use crate::Buffer;
 use crate::pdu::{GoAway, GoAwayReason, ReadyToTransfer, Transfer, VALUE_BYTES_MAX};
+use crate::table::{EndedPulls, Table};
 use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
 use std::collections::VecDeque;
 use std::io::Write;
@@ -46,36 +47,21 @@ impl Default for StreamConfig {
     }
 }
 
-#[derive(Debug)]
-struct Slot<S, B> {
-    generation: u16,
-    connection: Option<Box<Connection<S, B>>>,
-}
-
-/// A pull that ended outside of `poll`, to be reported by the next one.
-#[derive(Debug)]
-struct Ended<B> {
-    conn: ConnId,
-    cid: u16,
-    buffer: B,
-    complete: bool,
-}
-
 /// The byte-stream transport over the streams of a listener.
 #[derive(Debug)]
 pub struct StreamTransport<L: Listener, B> {
     listener: L,
     config: StreamConfig,
-    slots: Vec<Slot<L::Stream, B>>,
-    free: Vec<u16>,
+    connections: Table<Connection<L::Stream, B>>,
     /// Connections that may have bytes to read, or an end to report.
     ready: VecDeque<u16>,
     /// Connections that have bytes to write.
     dirty: VecDeque<u16>,
-    ended: Vec<Ended<B>>,
+    ended: EndedPulls<B>,
     events: Vec<Readiness>,
     now_us: u64,
     next_sweep_us: u64,
+    bytes_copied: u64,
 }
 
 impl<L: Listener, B: Buffer> StreamTransport<L, B> {
@@ -86,21 +72,21 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         Self {
             listener,
             config,
-            slots: (0..count).map(|_| Slot { generation: 0, connection: None }).collect(),
-            free: (0..count).rev().collect(),
+            connections: Table::new(count),
             ready: VecDeque::with_capacity(usize::from(count)),
             dirty: VecDeque::with_capacity(usize::from(count)),
-            ended: Vec::new(),
+            ended: EndedPulls::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             now_us: 0,
             next_sweep_us: u64::MAX,
+            bytes_copied: 0,
         }
     }
 
     /// Connections that are open, or being closed.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.connections.used()
     }
 
     /// What it accepts from.
@@ -110,16 +96,8 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
     }
 
     fn open(&mut self, conn: ConnId) -> Option<&mut Connection<L::Stream, B>> {
-        let connection = self.slots.get_mut(usize::from(conn.slot))?.connection.as_deref_mut()?;
+        let connection = self.connections.at(conn.slot)?;
         (connection.id == conn && connection.is_open()).then_some(connection)
-    }
-
-    fn report_ended(&mut self, sink: &mut dyn Sink<B>) -> bool {
-        let any = !self.ended.is_empty();
-        for Ended { conn, cid, buffer, complete } in self.ended.drain(..) {
-            sink.pulled(conn, cid, buffer, complete);
-        }
-        any
     }
 
     /// Asks the listener; returns whether peers wait to be accepted.
@@ -134,7 +112,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         };
         for event in &self.events {
             let slot = event.token as u16;
-            let Some(connection) = self.slots[usize::from(slot)].connection.as_deref_mut() else {
+            let Some(connection) = self.connections.at(slot) else {
                 continue;
             };
             connection.hangup |= event.hangup;
@@ -165,7 +143,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
     }
 
     fn admit(&mut self, mut stream: L::Stream, sink: &mut dyn Sink<B>) {
-        let Some(number) = self.free.pop() else {
+        let Some(number) = self.connections.reserve() else {
             // A peer that does not even read this much is not told.
             let goaway = GoAway::new(GoAwayReason::Full);
             let told = stream.write_all(goaway.as_bytes()).is_ok() && stream.finish().is_ok();
@@ -174,17 +152,15 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         };
         if let Err(error) = self.listener.watch(&stream, u32::from(number)) {
             log::warn!("cannot watch a connection: {error}");
-            self.free.push(number);
+            self.connections.give_back(number);
             return;
         }
-        let slot = &mut self.slots[usize::from(number)];
-        slot.generation = slot.generation.wrapping_add(1);
-        let id = ConnId { slot: number, generation: slot.generation };
-        let mut connection = Box::new(Connection::new(id, stream, self.now_us));
-        connection.in_ready = true;
-        slot.connection = Some(connection);
-        self.ready.push_back(number);
-        sink.connected(id);
+        let now_us = self.now_us;
+        self.connections.put(number, |id| Connection::new(id, stream, now_us));
+        if let Some(connection) = self.connections.at(number) {
+            mark(&mut self.ready, &mut connection.in_ready, number);
+            sink.connected(connection.id);
+        }
     }
 
     /// Reads from every connection that was ready when this began.
@@ -192,11 +168,13 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
         let count = self.ready.len();
         for _ in 0..count {
             let Some(number) = self.ready.pop_front() else { break };
-            let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
+            let Some(connection) = self.connections.at(number) else {
                 continue;
             };
             connection.in_ready = false;
-            match connection.receive(sink, L::SHORT_BLOCKS, BUDGET_BYTES) {
+            let received = connection.receive(sink, L::SHORT_BLOCKS, BUDGET_BYTES);
+            self.bytes_copied += connection.take_copied();
+            match received {
                 Received::Empty => {}
                 Received::More(_) => {
                     connection.in_ready = true;
@@ -212,7 +190,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
     /// The peer broke the framing: reports the end now, and tells the peer in good order.
     fn refuse(&mut self, number: u16, what: &'static str, sink: &mut dyn Sink<B>) {
         let now_us = self.now_us;
-        let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
+        let Some(connection) = self.connections.at(number) else {
             return;
         };
         if connection.reported {
@@ -235,10 +213,10 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
 
     /// Forgets a connection, and reports its end if that was not done yet.
     fn end(&mut self, number: u16, reason: CloseReason, sink: &mut dyn Sink<B>) {
-        let Some(mut connection) = self.slots[usize::from(number)].connection.take() else {
+        let Some(mut connection) = self.connections.take(number) else {
             return;
         };
-        self.free.push(number);
+        self.connections.give_back(number);
         while let Some(pull) = connection.give_up() {
             sink.pulled(connection.id, pull.cid, pull.buffer, false);
         }
@@ -255,8 +233,8 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
             return;
         }
         self.next_sweep_us = u64::MAX;
-        for number in 0..self.slots.len() as u16 {
-            let Some(connection) = self.slots[usize::from(number)].connection.as_deref() else {
+        for number in self.connections.numbers() {
+            let Some(connection) = self.connections.get(number) else {
                 continue;
             };
             if !connection.is_waiting() {
@@ -316,7 +294,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
     }
 
     fn report_soon(&mut self, number: u16) {
-        if let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() {
+        if let Some(connection) = self.connections.at(number) {
             mark(&mut self.ready, &mut connection.in_ready, number);
         }
     }
@@ -335,7 +313,7 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
 
     fn poll(&mut self, now_us: u64, sink: &mut dyn Sink<B>) -> bool {
         self.now_us = now_us;
-        let reported = self.report_ended(sink);
+        let reported = self.ended.report(sink);
         let waiting = self.hear();
         if waiting {
             self.accept(sink);
@@ -356,7 +334,14 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         remote: RemoteMemory,
         payloads: &mut dyn Iterator<Item = Payload<B>>,
     ) {
-        self.queue(conn, |connection| connection.push(pdu, remote, payloads));
+        let mut bytes_copied = 0;
+        self.queue(conn, |connection| {
+            let before = connection.placed_bytes;
+            let pushed = connection.push(pdu, remote, payloads);
+            bytes_copied = connection.placed_bytes - before;
+            pushed
+        });
+        self.bytes_copied += bytes_copied as u64;
         self.send_early(conn);
     }
 
@@ -366,15 +351,17 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         assert!(length <= buffer.as_ref().len(), "a pull longer than its buffer");
         let Some(connection) = self.open(conn).filter(|_| length > 0) else {
             let complete = length == 0 && self.open(conn).is_some();
-            self.ended.push(Ended { conn, cid, buffer, complete });
+            self.ended.add(conn, cid, buffer, complete);
             return;
         };
         if let Some(fetched) = connection.fetch(remote, &mut buffer.as_mut()[..length]) {
             if let Err(what) = fetched {
                 connection.break_off(CloseReason::Protocol(what));
                 self.report_soon(conn.slot);
+            } else {
+                self.bytes_copied += length as u64;
             }
-            self.ended.push(Ended { conn, cid, buffer, complete: fetched.is_ok() });
+            self.ended.add(conn, cid, buffer, fetched.is_ok());
             return;
         }
         connection.expect(Pull { cid, length, filled: 0, buffer });
@@ -384,14 +371,14 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
 
     fn close(&mut self, conn: ConnId, abort: bool) {
         let now_us = self.now_us;
-        let Some(connection) = self.slots[usize::from(conn.slot)].connection.as_deref_mut() else {
+        let Some(connection) = self.connections.at(conn.slot) else {
             return;
         };
         if connection.id != conn {
             return;
         }
         while let Some(Pull { cid, buffer, .. }) = connection.give_up() {
-            self.ended.push(Ended { conn, cid, buffer, complete: false });
+            self.ended.add(conn, cid, buffer, false);
         }
         connection.finish(now_us);
         if abort {
@@ -406,7 +393,7 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         self.now_us = now_us;
         for _ in 0..self.dirty.len() {
             let Some(number) = self.dirty.pop_front() else { break };
-            let Some(connection) = self.slots[usize::from(number)].connection.as_deref_mut() else {
+            let Some(connection) = self.connections.at(number) else {
                 continue;
             };
             connection.in_dirty = connection.send(now_us, L::SHORT_BLOCKS);
@@ -420,10 +407,7 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
     }
 
     fn is_flushed(&self) -> bool {
-        self.slots
-            .iter()
-            .flat_map(|slot| &slot.connection)
-            .all(|connection| connection.is_flushed())
+        self.connections.all().all(Connection::is_flushed)
     }
 
     fn next_deadline_us(&self) -> Option<u64> {
@@ -433,6 +417,10 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
             (false, u64::MAX) => None,
             (false, sweep_us) => Some(sweep_us),
         }
+    }
+
+    fn bytes_copied(&self) -> u64 {
+        self.bytes_copied
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -13,7 +13,7 @@ struct FakeWire {
 }
 
 impl FakeWire {
-    fn new(seed: u64, profile: FakeProfile) -> Self {
+    fn new(seed: u64, profile: FakeProfile, shared: bool) -> Self {
         let (net, address) = (FakeNet::new(seed, profile), SocketAddr::from(([10, 0, 0, 1], 7000)));
         let config = RdmaConfig {
             connections_max: CONNECTIONS_MAX,
@@ -21,7 +21,9 @@ impl FakeWire {
             receive_bytes: 128 << 10,
             ..RdmaConfig::default()
         };
-        let transport = RdmaTransport::new(net.listen(address), config);
+        let verbs = net.listen(address);
+        let verbs = if shared { verbs.sharing(8 * CONNECTIONS_MAX) } else { verbs };
+        let transport = RdmaTransport::new(verbs, config);
         Self { net, address, transport }
     }
 }
@@ -50,7 +52,12 @@ impl Wire for FakeWire {
 
 #[test]
 fn simulated_verbs_conform() {
-    run(&mut || FakeWire::new(1, FakeProfile::kind()), 1);
+    run(&mut || FakeWire::new(1, FakeProfile::kind(), false), 1);
+}
+
+#[test]
+fn simulated_verbs_conform_with_shared_receives() {
+    run(&mut || FakeWire::new(1, FakeProfile::kind(), true), 1);
 }
 
 #[test]
@@ -59,6 +66,6 @@ fn simulated_verbs_conform_when_packets_are_lost() {
         // More retries than it takes: loss is delay here.
         let profile =
             FakeProfile { failure: 0, cut: 0, mail_loss: 0, retries: 60, ..FakeProfile::rough() };
-        run(&mut || FakeWire::new(seed, profile), seed);
+        run(&mut || FakeWire::new(seed, profile, seed == 4), seed);
     }
 }

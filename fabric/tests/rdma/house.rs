@@ -172,14 +172,21 @@ pub(crate) struct House {
     pub(crate) net: FakeNet,
     pub(crate) server: Option<Server<RdmaTransport<FakeVerbs<Counted>>>>,
     pub(crate) desk: Desk,
+    /// Receives that the server's connections share; 0: each has its own.
+    pub(crate) shared: u16,
 }
 
 pub(crate) type SharedHouse = Rc<RefCell<House>>;
 
 impl House {
     pub(crate) fn new(seed: u64, profile: FakeProfile) -> SharedHouse {
+        Self::sharing(seed, profile, 0)
+    }
+
+    /// The same, with a server whose connections share so many receives.
+    pub(crate) fn sharing(seed: u64, profile: FakeProfile, shared: u16) -> SharedHouse {
         let net = FakeNet::new(seed, profile);
-        let mut house = Self { net, server: None, desk: Desk::default() };
+        let mut house = Self { net, server: None, desk: Desk::default(), shared };
         house.start();
         Rc::new(RefCell::new(house))
     }
@@ -203,7 +210,9 @@ impl House {
             endpoints: vec![Endpoint::tcp(0, address())],
         };
         let limits = RdmaConfig { connections_max: 16, receives: 80, ..RdmaConfig::default() };
-        let transport = RdmaTransport::new(self.net.listen(address()), limits);
+        let verbs = self.net.listen(address());
+        let verbs = if self.shared > 0 { verbs.sharing(self.shared) } else { verbs };
+        let transport = RdmaTransport::new(verbs, limits);
         self.server = Some(Server::new(transport, config));
     }
 

@@ -5,8 +5,8 @@
 use forebay_fabric::Status;
 use forebay_fabric::checkpoint::{self, ChunkKey, Dim, Dtype, SessionId, TensorBox};
 use forebay_fabric::pdu::{
-    Auth, COMMON_HEADER_BYTES, Cancel, Capsule, Command, CommonHeader, Data, Endpoint, GoAway,
-    GoAwayReason, Hello, HelloAck, Item, ItemResult, ListEntries, ListEntry, Offer, Opcode,
+    Auth, COMMON_HEADER_BYTES, Cancel, Capsule, Command, CommonHeader, Data, Endpoint, Fragment,
+    GoAway, GoAwayReason, Hello, HelloAck, Item, ItemResult, ListEntries, ListEntry, Offer, Opcode,
     Outcome, PduType, Ping, ReadyToTransfer, Response, Transfer, Welcome, crc32c,
 };
 use forebay_fuzz::{Input, put_crc, write_seeds};
@@ -79,11 +79,13 @@ fn reseal(pdu_type: PduType, bytes: &mut [u8]) {
 fn reseal_command(bytes: &mut [u8]) {
     let (fixed, behind) = bytes.split_at(size_of::<Command>());
     let Ok(command) = Command::ref_from_bytes(fixed) else { return };
-    let count = (command.items.get() as usize).min(behind.len() / size_of::<Item>());
-    let Ok((items, _)) = <[Item]>::ref_from_prefix_with_elems(behind, count) else { return };
+    let count = usize::from(command.items.get()).min(behind.len() / size_of::<Item>());
+    let Ok((items, rest)) = <[Item]>::ref_from_prefix_with_elems(behind, count) else { return };
+    let fragments = usize::from(command.fragments.get()) * size_of::<Fragment>();
+    let fragments = fragments.min(rest.len());
     let keys: usize = items.iter().map(|item| usize::from(item.key_length.get())).sum();
     let keys = keys + usize::from(command.key_length.get());
-    let covered = (size_of_val(items) + keys).min(behind.len());
+    let covered = (size_of_val(items) + fragments + keys).min(behind.len());
     let crc = crc32c(&[&fixed[..60], &behind[..covered]].concat());
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
 }
@@ -172,11 +174,18 @@ fn command(bytes: &[u8]) -> Option<()> {
     let capsule = Capsule::parse(bytes).ok()?;
     let keys: usize = capsule.items_with_keys().map(|(_, key)| key.len()).sum();
     assert!(capsule.items.is_empty() || keys == capsule.keys.len());
-    let behind = size_of_val(capsule.items) + capsule.keys.len() + capsule.data.len();
+    let lists = size_of_val(capsule.items) + size_of_val(capsule.fragments);
+    let behind = lists + capsule.keys.len() + capsule.data.len();
     assert_eq!(bytes.len(), size_of::<Command>() + behind);
+    assert!(Fragment::bytes(capsule.fragments) <= u32::MAX.into());
+    let _ = capsule.fragments_fit();
     // Sealed again it is the same, but for an empty in-capsule flag, which the client never sets.
     let mut again = *capsule.command;
-    again.seal(capsule.items, capsule.keys, capsule.data);
+    if capsule.fragments.is_empty() {
+        again.seal(capsule.items, capsule.keys, capsule.data);
+    } else {
+        again.seal_fragments(capsule.items, capsule.fragments, capsule.keys);
+    }
     assert!(again == *capsule.command || capsule.data.is_empty() && capsule.is_in_capsule());
     Some(())
 }
@@ -311,6 +320,11 @@ fn seeds() -> Vec<(u8, Vec<u8>)> {
     let pdu_type = number(PduType::Command);
     seeds.push((pdu_type, command(Opcode::Store, &[], b"key", b"a value")));
     seeds.push((pdu_type, command(Opcode::Retrieve, &items, b"onetwo2", b"")));
+    let fragments = [Fragment::new(64, 7, 32), Fragment::new(1 << 40, 7, 4096)];
+    let mut scattered = Command::new(Opcode::Retrieve, 7);
+    scattered.data_length = 4096.into();
+    scattered.seal_fragments(&[], &fragments, b"key");
+    seeds.push((pdu_type, [scattered.as_bytes(), fragments.as_bytes(), b"key"].concat()));
     seeds
 }
 
@@ -341,6 +355,7 @@ fn seed_welcome() -> Welcome {
         reactor: 1,
         catalog_reactor: 0,
         reactors: 2,
+        fragments_max: 256,
         endpoints: vec![Endpoint::tcp(0, address), Endpoint::tcp(1, address)],
         shard_map: vec![0, 1, 0, 1],
     }

@@ -1,0 +1,76 @@
+//! Completions: what each of them says of its connection.
+
+use super::Verbs;
+use crate::rdma::{Event, Violation};
+use crate::verbs::completion::Completion;
+use crate::verbs::memory::Steady;
+use crate::verbs::pair::WorkId;
+use crate::verbs::shared::receive_of;
+use ibverbs_sys as sys;
+
+/// Completions that one poll takes from one queue, in batches.
+const BATCHES_MAX: usize = 4;
+
+/// What a failed completion says of the connection.
+pub(super) fn violation(status: sys::ibv_wc_status::Type) -> Violation {
+    use sys::ibv_wc_status as statuses;
+    match status {
+        statuses::IBV_WC_RETRY_EXC_ERR => Violation::Silent,
+        statuses::IBV_WC_RNR_RETRY_EXC_ERR => Violation::NotReady,
+        statuses::IBV_WC_REM_ACCESS_ERR => Violation::RemoteAccess,
+        statuses::IBV_WC_LOC_ACCESS_ERR | statuses::IBV_WC_LOC_LEN_ERR => Violation::Forbidden,
+        other => Violation::Other(other),
+    }
+}
+
+impl<B: Steady> Verbs<B> {
+    /// `true` if there were any, even if they say nothing.
+    pub(super) fn take_completions(&mut self, events: &mut Vec<Event<B>>) -> bool {
+        let mut found = std::mem::take(&mut self.completions);
+        for queue in self.adapters.iter().flat_map(|adapter| &adapter.queues) {
+            let mut batches = 0;
+            while queue.poll(&mut found) && batches < BATCHES_MAX {
+                batches += 1;
+            }
+        }
+        let any = !found.is_empty();
+        for completion in found.drain(..) {
+            self.complete(completion, events);
+        }
+        self.completions = found;
+        any
+    }
+
+    fn complete(&mut self, completion: Completion, events: &mut Vec<Event<B>>) {
+        let Completion { id, status, length, immediate, .. } = completion;
+        if let Some(receive) = receive_of(id) {
+            return self.shared_completed(&completion, receive, events);
+        }
+        let WorkId { qp, receive, sequence } = WorkId::parse(id);
+        let Some(connection) = self.connection_mut(qp) else { return };
+        let Some(pair) = &mut connection.pair else { return };
+        let success = status == sys::ibv_wc_status::IBV_WC_SUCCESS;
+        match receive {
+            Some(receive) => {
+                pair.receive_completed(receive);
+                if let (true, Some(immediate)) = (success, immediate) {
+                    events.push(Event::Received { qp, receive, length, immediate });
+                    return;
+                }
+            }
+            None => pair.send_completed(sequence, success, |token, buffer, complete| {
+                events.push(Event::Read { qp, token, buffer, complete });
+            }),
+        }
+        if success && receive.is_none() {
+            let said = matches!(events.last(), Some(Event::Progress { qp: last }) if *last == qp);
+            if !said {
+                events.push(Event::Progress { qp });
+            }
+        } else if !std::mem::replace(&mut connection.quiet, true) {
+            // A message without a number beside it is one that this protocol does not have.
+            let why = if success { Violation::Forbidden } else { violation(status) };
+            events.push(Event::Broken { qp, why });
+        }
+    }
+}
