@@ -20,6 +20,9 @@ const AUDIT: Duration = Duration::from_secs(120);
 pub(crate) struct Write {
     /// Where the server is
     address: Address,
+    /// Where it looks at the end, if that is not where it stores
+    #[arg(long)]
+    look_at: Option<Address>,
     /// It stores until this file is there
     #[arg(long)]
     until: PathBuf,
@@ -43,7 +46,8 @@ pub(crate) struct Write {
 impl Write {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let mut ledger = Ledger::new(self.keys, self.length_max, self.seed);
-        let mut client = Pipeline::connect(self.config()).context("the first connection")?;
+        let mut client =
+            Pipeline::connect(self.config(&self.address)).context("the first connection")?;
         let written = self.write(&mut ledger, &mut client)?;
         let rest = ledger.drain(&mut client)?;
         let counters = client.counters();
@@ -66,13 +70,13 @@ impl Write {
         Ok(())
     }
 
-    fn config(&self) -> ClientConfig {
+    fn config(&self, address: &Address) -> ClientConfig {
         ClientConfig {
             queue_depth: self.depth,
             timeout_us: self.timeout_ms * 1000,
             keep_alive_ms: self.keep_alive_ms,
             connect_timeout_ms: 10_000,
-            ..ClientConfig::new(vec![self.address.clone()])
+            ..ClientConfig::new(vec![address.clone()])
         }
     }
 
@@ -93,7 +97,7 @@ impl Write {
         let began = now();
         let patient = |since: Instant| since.elapsed() < AUDIT;
         while patient(began) {
-            match Client::connect(self.config()) {
+            match Client::connect(self.config(self.look_at.as_ref().unwrap_or(&self.address))) {
                 Ok(mut client) => return ledger.audit(&mut client),
                 Err(error) => println!("{}", json!({ "is": "waiting", "why": error.to_string() })),
             }
