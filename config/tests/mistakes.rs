@@ -218,8 +218,8 @@ fn each_mistake_has_its_exact_message() {
             "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
             "transport = \"rdma\"\naddress = \"10.0.0.1:7400\"\n[[listen]]\ntransport = \"rdma\"\n\
              address = \"10.0.0.1:7400\"",
-            "f.toml:12: listener 10.0.0.1:7400 overlaps with 10.0.0.1:7400, as each takes 1 port, one for \
-             each core; write port 7401 or higher",
+            "f.toml:12: listener 10.0.0.1:7400 overlaps with 10.0.0.1:7400, as each takes 2 ports, one for \
+             each core; write port 7402 or higher",
         ),
         (
             "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",

@@ -10,7 +10,11 @@
 //!
 //! On a byte stream, `pull` sends R2T and receives DATA straight into the buffer, and `push` frames
 //! the data behind the response. On RDMA ([`crate::rdma`]) they are the server's READ and WRITE against
-//! the [`RemoteMemory`] that the client registered; on shared memory, a copy out of and into it.
+//! the [`RemoteMemory`] that the client registered; on shared memory, copies out of and into it.
+
+mod memory;
+
+pub use memory::{KeptMemory, RemoteMemory, Walk};
 
 use crate::Buffer;
 use std::ops::Range;
@@ -22,18 +26,6 @@ pub struct ConnId {
     pub slot: u16,
     /// Grows each time the slot is used again.
     pub generation: u16,
-}
-
-/// The client's memory that an operation moves data to or from, as its command names it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RemoteMemory {
-    /// Address in the client's memory (unused on a byte stream).
-    pub address: u64,
-    /// The key of the client's memory region (unused on a byte stream). 0: the client names no
-    /// memory, and the data moves with the PDUs.
-    pub key: u32,
-    /// Bytes that the client sends, or the most that an answer may have there.
-    pub length: u32,
 }
 
 /// Bulk data on its way out: `range` of `buffer`.
@@ -83,6 +75,12 @@ pub trait Transport {
     /// The memory that bulk data moves through.
     type Buffer: Buffer;
 
+    /// The most fragments of a [`RemoteMemory`]. 0: it reaches no memory of its clients, and whatever
+    /// they name, their data moves with the PDUs.
+    fn fragments_max(&self) -> u16 {
+        0
+    }
+
     /// Moves what can be moved now and reports it. Returns `true` if anything was done.
     fn poll(&mut self, now_us: u64, sink: &mut dyn Sink<Self::Buffer>) -> bool;
 
@@ -90,18 +88,18 @@ pub trait Transport {
     fn send(&mut self, conn: ConnId, pdu: &[u8]);
 
     /// Delivers `payloads`, one right behind the other, to the client's memory, and the response
-    /// PDU `pdu` that says so.
+    /// PDU `pdu` that says so. Memory behind their last byte stays as it is.
     fn push(
         &mut self,
         conn: ConnId,
         pdu: &[u8],
-        remote: RemoteMemory,
+        remote: RemoteMemory<'_>,
         payloads: &mut dyn Iterator<Item = Payload<Self::Buffer>>,
     );
 
-    /// Brings `remote.length` bytes of the client's memory into the beginning of `buffer`. A
+    /// Brings all bytes of `remote` into the beginning of `buffer`, one behind the other. A
     /// connection has one pull of a `cid` at a time.
-    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: Self::Buffer);
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory<'_>, buffer: Self::Buffer);
 
     /// Ends a connection once what is queued on it has left (within a bound), or at once if `abort`.
     /// Nothing more of it is reported but the end of its pulls and then `closed`.
@@ -137,6 +135,10 @@ pub trait Transport {
 impl<T: Transport + ?Sized> Transport for Box<T> {
     type Buffer = T::Buffer;
 
+    fn fragments_max(&self) -> u16 {
+        (**self).fragments_max()
+    }
+
     fn poll(&mut self, now_us: u64, sink: &mut dyn Sink<Self::Buffer>) -> bool {
         (**self).poll(now_us, sink)
     }
@@ -149,13 +151,13 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
         &mut self,
         conn: ConnId,
         pdu: &[u8],
-        remote: RemoteMemory,
+        remote: RemoteMemory<'_>,
         payloads: &mut dyn Iterator<Item = Payload<Self::Buffer>>,
     ) {
         (**self).push(conn, pdu, remote, payloads);
     }
 
-    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: Self::Buffer) {
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory<'_>, buffer: Self::Buffer) {
         (**self).pull(conn, cid, remote, buffer);
     }
 

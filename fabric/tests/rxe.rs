@@ -4,7 +4,7 @@
 use forebay_fabric::Status;
 use forebay_fabric::client::{Address, Client, ClientConfig, NamespaceId};
 use forebay_fabric::conformance::{self, CONNECTIONS_MAX, Counted, Peer, Wire};
-use forebay_fabric::pdu::{Capsule, Endpoint, Opcode, Outcome, Response, crc32c};
+use forebay_fabric::pdu::{Capsule, Endpoint, Fragment, Opcode, Outcome, Response, crc32c};
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::{
     Chain, Event, Greeting, LinePeer, Note, Provider, Qp, RdmaConfig, RdmaTransport, Region, Shape,
@@ -213,7 +213,8 @@ fn the_server_reads_and_writes_the_clients_memory() {
     let (address, key) = (region.address() + 1, region.key());
     let value = pattern(3 << 20, 1);
     region.write(1, &value);
-    let remote = RemoteMemory { address, key, length: value.len() as u32 };
+    let whole = [Fragment::new(address, key, value.len() as u32)];
+    let remote = RemoteMemory::new(&whole);
     let (mut chain, qp) = (Chain::default(), ends.server_qp);
     chain.read(7, remote, vec![0; value.len() + 3], &limits);
     ends.server.post(qp, &mut chain);
@@ -255,7 +256,8 @@ fn a_wrong_key_or_address_breaks_that_queue_pair_and_no_other() {
         for writes in [false, true] {
             ends.connect(server_shape());
             let qp = ends.server_qp;
-            let remote = RemoteMemory { address, key, length: 10_000 };
+            let wrong = [Fragment::new(address, key, 10_000)];
+            let remote = RemoteMemory::new(&wrong);
             let mut chain = Chain::default();
             if writes {
                 let payload = Payload { buffer: vec![1; 10_000], range: 0..10_000 };
@@ -298,7 +300,8 @@ fn a_server_lets_nobody_read_or_write_its_memory() {
     let mut region = ends.server.region(ends.server_qp, 4096).unwrap();
     region.write(0, &[9; 4096]);
     let limits = ends.client.limits();
-    let remote = RemoteMemory { address: region.address(), key: region.key(), length: 4096 };
+    let theirs = [Fragment::new(region.address(), region.key(), 4096)];
+    let remote = RemoteMemory::new(&theirs);
     for reads in [false, true] {
         let (qp, theirs) = (ends.client_qp, ends.server_qp);
         let mut chain = Chain::default();
@@ -358,7 +361,8 @@ fn a_client_that_is_gone_is_noticed_and_everything_comes_back() {
     for token in 0..16 {
         let length = 1 << 20;
         let address = region.address() + u64::from(token * length);
-        let remote = RemoteMemory { address, key: region.key(), length };
+        let fragment = [Fragment::new(address, region.key(), length)];
+        let remote = RemoteMemory::new(&fragment);
         let mut chain = Chain::default();
         chain.read(token, remote, vec![0; length as usize], &limits);
         ends.server.post(qp, &mut chain);
@@ -460,6 +464,8 @@ fn conform(shared: u16) {
             connections_max: CONNECTIONS_MAX,
             receives: 32,
             receive_bytes: 128 << 10,
+            // Software on a slow machine: a second is not enough for what may be queued.
+            linger_us: 10_000_000,
             ..RdmaConfig::default()
         };
         let any = SocketAddr::new(ip, 0);
@@ -473,6 +479,7 @@ fn conform(shared: u16) {
         RxeWire { address, transport, start: now() }
     };
     conformance::run(&mut make, 1);
+    conformance::run_memory(&mut make, 2);
 }
 
 /// A value, or none, and what the reactor still has to do.
@@ -626,7 +633,8 @@ fn rights(ends: &mut Ends, address: u64, key: u32) -> (bool, bool) {
     for (writes, may) in [false, true].into_iter().zip(&mut may) {
         ends.connect(server_shape());
         let (qp, theirs, limits) = (ends.server_qp, ends.client_qp, ends.server.limits());
-        let remote = RemoteMemory { address, key, length: 1000 };
+        let named = [Fragment::new(address, key, 1000)];
+        let remote = RemoteMemory::new(&named);
         let mut chain = Chain::default();
         if writes {
             let payload = Payload { buffer: vec![1; 1000], range: 0..1000 };
@@ -718,7 +726,7 @@ fn retrieves_of_a_mebibyte_are_timed() {
         };
         let payload = Payload { buffer: spare.pop().unwrap(), range: 0..length };
         let pdu = Response::new(&outcome);
-        transport.push(conn, pdu.as_bytes(), remote, &mut std::iter::once(payload));
+        transport.push(conn, pdu.as_bytes(), remote.get(), &mut std::iter::once(payload));
     }
     let mut received = 0;
     while received < count {

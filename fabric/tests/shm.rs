@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails, fails here")]
 
 use forebay_fabric::conformance::{Peer, StreamPeer};
-use forebay_fabric::pdu::{Command, Opcode, PduType, Ping};
+use forebay_fabric::pdu::{Command, Fragment, Opcode, PduType, Ping};
 use forebay_fabric::shm::{Refusal, Shm, ShmStream};
 use forebay_fabric::stream::{StreamConfig, StreamTransport};
 use forebay_fabric::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
@@ -282,7 +282,8 @@ fn memory_that_changes_all_the_time_harms_nobody() {
             house.turns(300);
             let bad = *house.log.connected.last().unwrap();
             for cid in 0..30 {
-                let remote = RemoteMemory { address: 4096, key: 1, length: 60_000 };
+                let fragments = [Fragment::new(4096, 1, 20_000), Fragment::new(1 << 16, 1, 40_000)];
+                let remote = RemoteMemory::new(&fragments);
                 house.transport.pull(bad, cid, remote, vec![0; 60_000]);
                 house.turns(3);
             }
@@ -380,7 +381,8 @@ fn a_client_that_never_hears_its_rings_blocks_nobody() {
     }
     assert_eq!(house.end_of(conn), None);
     let payload = Payload { buffer: vec![1; 100], range: 0..100 };
-    let remote = RemoteMemory { address: 1 << 21, key: 1, length: 100 };
+    let outside = [Fragment::new(0, 1, 50), Fragment::new(1 << 21, 1, 50)];
+    let remote = RemoteMemory::new(&outside);
     let outcome = forebay_fabric::pdu::Outcome {
         cid: 0,
         flags: 0,

@@ -9,6 +9,7 @@ use forebay_fabric::rdma::{
     Chain, Ended, Event, Greeting, InFlight, Ledger, Limits, Note, Provider, ProviderError, Qp,
     Region, Room, Shape, Work,
 };
+use forebay_fabric::region;
 use forebay_nvme::DmaBuf;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -240,6 +241,10 @@ impl Provider for Card {
     }
 
     fn region(&mut self, _: Qp, _: usize) -> Result<NoRegion, ProviderError> {
+        Err(ProviderError::Full)
+    }
+
+    fn offer(&mut self, _: Qp, _: &region::Region) -> Result<u32, ProviderError> {
         Err(ProviderError::Full)
     }
 }

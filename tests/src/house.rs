@@ -13,6 +13,7 @@ use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeRegion, FakeVerbs};
 use forebay_fabric::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, RdmaConfig, RdmaTransport, Room, Shape,
 };
+use forebay_fabric::region::Region;
 use forebay_nvme::{BlockQueue, DmaBuf, Pool};
 use forebayd::reactor::{Now, Reactor};
 use std::cell::RefCell;
@@ -221,5 +222,9 @@ impl<W: Watch> Provider for Watched<W> {
 
     fn region(&mut self, qp: Qp, bytes: usize) -> Result<FakeRegion, ProviderError> {
         self.verbs.region(qp, bytes)
+    }
+
+    fn offer(&mut self, qp: Qp, region: &Region) -> Result<u32, ProviderError> {
+        self.verbs.offer(qp, region)
     }
 }

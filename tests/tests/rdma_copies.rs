@@ -1,6 +1,5 @@
 //! Between a drive and a client's memory nothing is copied: over the NVMe driver on an emulated controller, and
 //! simulated verbs. The very memory that the drive's DMA has filled is what the network card is told to send.
-#![expect(clippy::unwrap_used, reason = "a test: what fails, fails here")]
 
 use bytes::Bytes;
 use forebay_fabric::Status;

@@ -62,9 +62,7 @@ impl Code {
     fn of_client(error: &ClientError) -> Self {
         match error {
             ClientError::NoAddress => Self::Usage,
-            ClientError::Connect { .. } | ClientError::Region { .. } | ClientError::Wait(_) => {
-                Self::Unreachable
-            }
+            ClientError::Connect { .. } | ClientError::Wait(_) => Self::Unreachable,
             ClientError::NoNamespace { .. } => Self::NotFound,
             ClientError::Operation { status, .. } => Self::of_status(*status),
             ClientError::Region { .. } | ClientError::Unanswered | ClientError::Answer(_) => {

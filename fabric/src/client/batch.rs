@@ -292,7 +292,7 @@ impl Router {
         let link = self.reactor_of(common.namespace.0, key);
         let named = if held.is_some() { size_of::<Named>() } else { 0 };
         let id = match self.groups.open[link] {
-            Some(id) if self.fits(id, key.len() + named, length) => id,
+            Some(id) if self.fits(id, key.len() + named, length) && self.names(id, link) => id,
             full => {
                 if let Some(full) = full {
                     self.seal_part(full, link);
@@ -338,6 +338,13 @@ impl Router {
         op.items.len() < self.limits.items_max
             && capsule_bytes <= self.limits.capsule_bytes
             && op.data_length.saturating_add(length) <= self.limits.value_bytes_max
+    }
+
+    /// The part's command can name one more fragment, besides that for the results: of more than the server
+    /// takes, the data would be copied.
+    fn names(&self, id: OpId, link: usize) -> bool {
+        let (most, fragments) = (self.peers[link].link.fragments_max(), &self.ops[id].fragments);
+        most == 0 || fragments.is_empty() || fragments.len() + 2 <= most
     }
 
     fn end_placing(&mut self) {

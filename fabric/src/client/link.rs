@@ -175,6 +175,11 @@ impl Link {
         self.depth.into()
     }
 
+    /// The most fragments that a command may name here; 0: none, or that is not known.
+    pub(super) fn fragments_max(&self) -> usize {
+        if self.is_ready() { self.fragments_max } else { 0 }
+    }
+
     pub(super) fn can_send(&self) -> bool {
         self.state == State::Ready && self.in_flight() < usize::from(self.credit_limit)
     }

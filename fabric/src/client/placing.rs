@@ -226,3 +226,136 @@ fn copy_out(memory: &dyn Memory, lent: Lent, data: &mut [u8]) -> u32 {
     }
     digest.finalize() as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::operation::Operations;
+    use super::super::request::{NamespaceId, Target};
+    use super::*;
+    use crate::pdu::{Capsule, Item, Opcode};
+    use crate::region::{Held, Region};
+    use zerocopy::IntoBytes;
+
+    /// A device that reaches every region, and has one piece to lend.
+    struct Board {
+        registered: Vec<Region>,
+        copies: bool,
+    }
+
+    impl Memory for Board {
+        fn lend(&mut self, bytes: usize) -> Option<Lent> {
+            Some(Lent { address: 64, key: 99, bytes: bytes as u32 })
+        }
+        fn put(&mut self, _: Lent, _: usize, _: &[u8]) {}
+        fn get(&self, _: Lent, _: usize, _: &mut [u8]) {}
+        fn prefetch(&self, _: Lent, _: usize, _: usize) {}
+        fn take_back(&mut self, _: Lent) {}
+
+        fn reach(&mut self, region: &Region) -> io::Result<Reach> {
+            if self.copies {
+                return Reach::by_copy(region);
+            }
+            let known = self.registered.iter().position(|other| other.is_same(region));
+            let place = known.unwrap_or(self.registered.len());
+            if place == self.registered.len() {
+                self.registered.push(region.clone());
+            }
+            Ok(Reach::Key(1 + place as u32))
+        }
+    }
+
+    /// What a command names, as its server reads it: (address, key, length).
+    struct Named {
+        fragments: Vec<(u64, u32, u32)>,
+        single: (u64, u32),
+        placement: Placement,
+    }
+
+    fn named(opcode: Opcode, held: Vec<Held>, items: usize, board: &mut Board) -> Named {
+        let mut ops = Operations::default();
+        let id = ops.take();
+        let op = &mut ops[id];
+        op.begin(opcode, Target::Key, NamespaceId(16), 0);
+        let bytes = held.iter().map(|one| one.len()).sum();
+        op.data_length = bytes;
+        if opcode.sends_data() {
+            op.value_bytes = bytes;
+        }
+        op.keys = vec![b'k'; items.max(1)];
+        op.items = held[..items].iter().map(|one| Item::new(1, 0, one.len(), 0, 0)).collect();
+        op.fragments = held;
+        let (mut command, mut list) = (op.command(1, 1), Vec::new());
+        let room = Room { fragments_max: 128, capsule_bytes: 8192 };
+        let placement = name(op, &mut command, &mut list, board, room).unwrap();
+        command.seal_fragments(&op.items, &list, &op.keys);
+        let parts = [command.as_bytes(), op.items.as_bytes(), list.as_bytes(), &op.keys];
+        let pdu = parts.concat();
+        let capsule = Capsule::parse(&pdu).expect("a server takes it");
+        assert!(capsule.fragments_fit());
+        let read = |one: &Fragment| (one.address.get(), one.key.get(), one.length.get());
+        Named {
+            fragments: capsule.fragments.iter().map(read).collect(),
+            single: (command.address.get(), command.memory_key.get()),
+            placement,
+        }
+    }
+
+    fn regions() -> (Region, Region, Board) {
+        let board = Board { registered: Vec::new(), copies: false };
+        (Region::new(1 << 20).unwrap(), Region::new(1 << 20).unwrap(), board)
+    }
+
+    #[test]
+    fn one_fragment_is_an_address_and_several_are_a_list_without_the_empty_ones() {
+        let (one, two, mut board) = regions();
+        let held = |region: &Region, from| Held::new(&region.fragment(from..from + 100));
+        for opcode in [Opcode::Store, Opcode::Retrieve] {
+            let found = named(opcode, vec![held(&one, 5)], 0, &mut board);
+            assert_eq!(found.single, (one.device_address() + 5, 1));
+            assert!(matches!(found.placement, Placement::Own { results: None }));
+            let empty = Held::new(&two.fragment(7..7));
+            let list = vec![held(&two, 0), empty, held(&one, 500), held(&one, 50)];
+            let found = named(opcode, list, 0, &mut board);
+            let expected = [
+                (two.device_address(), 2, 100),
+                (one.device_address() + 500, 1, 100),
+                (one.device_address() + 50, 1, 100),
+            ];
+            assert_eq!((found.fragments.as_slice(), found.single), (&expected[..], (0, 0)));
+        }
+    }
+
+    #[test]
+    fn a_batch_of_retrieves_has_its_results_in_lent_memory_and_an_item_in_each_fragment() {
+        let (one, _, mut board) = regions();
+        let held: Vec<_> = [0..100, 200..200, 300..500].map(|r| Held::new(&one.fragment(r))).into();
+        let found = named(Opcode::Retrieve, held.clone(), 3, &mut board);
+        let at = |offset: u64, length| (one.device_address() + offset, 1, length);
+        let expected = [(64, 99, 48), at(0, 100), at(200, 0), at(300, 200)];
+        assert_eq!(found.fragments, expected);
+        let lent = Lent { address: 64, key: 99, bytes: 48 };
+        assert_eq!(found.placement.lent(), Some(lent), "given back after the answer");
+        let found = named(Opcode::Store, held, 3, &mut board);
+        assert_eq!(found.fragments, [at(0, 100), at(300, 200)]);
+        assert_eq!(found.placement.lent(), None);
+    }
+
+    #[test]
+    fn what_is_too_much_for_a_list_or_cannot_be_reached_goes_through_lent_memory() {
+        let (one, _, mut board) = regions();
+        let held = |count: usize| -> Vec<_> {
+            (0..count).map(|n| Held::new(&one.fragment(n..n + 1))).collect()
+        };
+        let found = named(Opcode::Store, held(128), 0, &mut board);
+        assert!(matches!(found.placement, Placement::Own { .. }) && found.fragments.len() == 128);
+        for (count, copies) in [(129, false), (2, true)] {
+            board.copies = copies;
+            let found = named(Opcode::Store, held(count), 0, &mut board);
+            assert!(found.fragments.is_empty(), "{count}");
+            assert_eq!(
+                (found.single, found.placement.lent().unwrap().bytes),
+                ((64, 99), count as u32)
+            );
+        }
+    }
+}

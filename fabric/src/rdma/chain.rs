@@ -2,10 +2,12 @@
 //!
 //! A chain cannot be half-built: it names its buffers by index and owns them all, so that whoever
 //! posts it finds every address in a buffer that is there. What is too large for one work request
-//! is split here, by the number of pieces and by the bytes that one may have.
+//! is split here: by the fragments of the peer's memory, by the number of pieces and by the bytes that one
+//! may have.
 
 use super::provider::Limits;
-use crate::transport::{Payload, RemoteMemory};
+use crate::pdu::Fragment;
+use crate::transport::{Payload, RemoteMemory, Walk};
 use std::ops::Range;
 
 /// Bytes of one of the chain's buffers.
@@ -152,52 +154,50 @@ impl<B> Chain<B> {
         self.steps.push(Step { work, releases: 0 });
     }
 
-    /// Writes `payloads`, none of them empty, one behind the other to the peer's memory.
+    /// Writes `payloads`, none of them empty, one behind the other to the peer's memory, which is at
+    /// least as long as they are.
     pub fn write(
         &mut self,
-        remote: RemoteMemory,
+        remote: RemoteMemory<'_>,
         payloads: impl Iterator<Item = Payload<B>>,
         limits: &Limits,
     ) {
-        let mut splitter = Splitter::new(limits);
-        let mut address = remote.address;
+        let mut splitter = Splitter::new(remote, limits);
         for Payload { buffer, range } in payloads {
             debug_assert!(!range.is_empty(), "nothing to write");
             let index = self.buffers.len();
             self.buffers.push(buffer);
             let mut from = range.start;
-            while from < range.end {
-                let (begins, count) = splitter.take(range.end - from);
+            while let Some((begins, place)) = splitter.take(range.end - from) {
                 if begins {
-                    let at = self.pieces.len();
-                    let work = Work::Write { pieces: at..at, address, key: remote.key };
+                    let (at, address) = (self.pieces.len(), place.address.get());
+                    let work = Work::Write { pieces: at..at, address, key: place.key.get() };
                     self.steps.push(Step { work, releases: 0 });
                 }
+                let count = place.length.get() as usize;
                 self.pieces.push(Piece { buffer: index, range: from..from + count });
                 if let Some(Step { work: Work::Write { pieces, .. }, .. }) = self.steps.last_mut() {
                     pieces.end += 1;
                 }
                 from += count;
-                address = address.wrapping_add(count as u64);
             }
+            debug_assert!(from == range.end, "more to write than the memory holds");
             self.release_one();
         }
     }
 
-    /// Reads `remote` into the beginning of `buffer`; its end is reported as `token`.
-    pub fn read(&mut self, token: u32, remote: RemoteMemory, buffer: B, limits: &Limits) {
+    /// Reads all of `remote` into the beginning of `buffer`; its end is reported as `token`.
+    pub fn read(&mut self, token: u32, remote: RemoteMemory<'_>, buffer: B, limits: &Limits) {
         let index = self.buffers.len();
         self.buffers.push(buffer);
-        let (mut from, length) = (0, remote.length as usize);
-        while from < length {
-            let count = (length - from).min(limits.message_bytes);
-            let piece = self.pieces.len();
+        let (mut walk, mut from) = (remote.walk(), 0);
+        while let Some(place) = walk.step(limits.message_bytes) {
+            let (piece, count) = (self.pieces.len(), place.length.get() as usize);
             self.pieces.push(Piece { buffer: index, range: from..from + count });
-            let address = remote.address.wrapping_add(from as u64);
             from += count;
-            let token = (from == length).then_some(token);
-            let work = Work::Read { piece, address, key: remote.key, token };
-            self.steps.push(Step { work, releases: 0 });
+            let token = (from == remote.length() as usize).then_some(token);
+            let (address, key) = (place.address.get(), place.key.get());
+            self.steps.push(Step { work: Work::Read { piece, address, key, token }, releases: 0 });
         }
         self.release_one();
     }
@@ -209,49 +209,67 @@ impl<B> Chain<B> {
         }
     }
 
-    /// How many work requests it takes to write payloads of these lengths.
-    pub fn works_to_write(lengths: impl Iterator<Item = usize>, limits: &Limits) -> usize {
-        let mut splitter = Splitter::new(limits);
-        let mut works = 0;
-        for mut rest in lengths {
-            while rest > 0 {
-                let (begins, count) = splitter.take(rest);
-                works += usize::from(begins);
-                rest -= count;
-            }
-        }
-        works
-    }
-
-    /// How many work requests it takes to read so much.
+    /// How many work requests it takes to read all of `remote`.
     #[must_use]
-    pub fn works_to_read(length: usize, limits: &Limits) -> usize {
-        length.div_ceil(limits.message_bytes)
+    pub fn works_to_read(remote: RemoteMemory<'_>, limits: &Limits) -> usize {
+        let bytes = |fragment: &Fragment| fragment.length.get() as usize;
+        let fragments = remote.fragments().iter();
+        fragments.map(|fragment| bytes(fragment).div_ceil(limits.message_bytes)).sum()
     }
 }
 
-/// Fills work requests up to their limits.
-struct Splitter {
+/// Fills work requests up to their limits, along the peer's memory: what lies in a row there, and not in a row
+/// here, takes one work request.
+#[derive(Clone, Copy)]
+pub(super) struct Splitter<'a> {
+    walk: Walk<'a>,
     limits: Limits,
     pieces: usize,
     bytes: usize,
+    /// Behind the last byte that was taken: address and key.
+    end: (u64, u32),
 }
 
-impl Splitter {
-    fn new(limits: &Limits) -> Self {
-        Self { limits: *limits, pieces: limits.pieces, bytes: 0 }
+impl<'a> Splitter<'a> {
+    pub(super) fn new(remote: RemoteMemory<'a>, limits: &Limits) -> Self {
+        let pieces = limits.pieces;
+        Self { walk: remote.walk(), limits: *limits, pieces, bytes: 0, end: (0, 0) }
     }
 
-    /// How many of the next `wanted` bytes make one piece, and whether it begins a work request.
-    fn take(&mut self, wanted: usize) -> (bool, usize) {
-        let begins = self.pieces == self.limits.pieces || self.bytes == self.limits.message_bytes;
+    /// From here on as at a beginning: the next piece begins a work request.
+    pub(super) fn begin(&mut self) {
+        self.pieces = self.limits.pieces;
+    }
+
+    /// Where the first of the next `wanted` bytes go, as one piece, and whether it begins a work request.
+    /// `None` if none is wanted, or at the memory's end.
+    fn take(&mut self, wanted: usize) -> Option<(bool, Fragment)> {
+        if wanted == 0 {
+            return None;
+        }
+        let mut ahead = self.walk;
+        let next = ahead.step(1)?;
+        let full = self.pieces == self.limits.pieces || self.bytes == self.limits.message_bytes;
+        let begins = full || self.end != (next.address.get(), next.key.get());
         if begins {
             (self.pieces, self.bytes) = (0, 0);
         }
-        let count = wanted.min(self.limits.message_bytes - self.bytes);
+        let place = self.walk.step(wanted.min(self.limits.message_bytes - self.bytes))?;
+        let count = place.length.get();
         self.pieces += 1;
-        self.bytes += count;
-        (begins, count)
+        self.bytes += count as usize;
+        self.end = (place.address.get().wrapping_add(count.into()), place.key.get());
+        Some((begins, place))
+    }
+
+    /// Passes the next `length` bytes; how many work requests they begin.
+    pub(super) fn pass(&mut self, length: usize) -> usize {
+        let (mut works, mut rest) = (0, length);
+        while let Some((begins, place)) = self.take(rest) {
+            works += usize::from(begins);
+            rest -= place.length.get() as usize;
+        }
+        works
     }
 }
 
@@ -287,50 +305,93 @@ mod tests {
         assert!(buffers.iter().all(Option::is_none), "released too late");
     }
 
+    /// Memory of `length` bytes in `memory`, whose fragments do not overlap; some are empty, and some stand
+    /// side by side. Returns which bytes they are, in order.
+    fn scatter(rng: &mut fastrand::Rng, length: usize) -> (Vec<Fragment>, Vec<usize>, usize) {
+        let mut pieces = Vec::new();
+        let (mut at, mut rest) = (3, length);
+        while rest > 0 {
+            let count = rng.usize(0..rest.min(900) + 1);
+            pieces.push((at, count));
+            at += count + if rng.bool() { rng.usize(1..50) } else { 0 };
+            rest -= count;
+        }
+        if rng.bool() {
+            rng.shuffle(&mut pieces);
+        }
+        let fragments =
+            pieces.iter().map(|(at, count)| Fragment::new(*at as u64, 7, *count as u32));
+        let bytes = pieces.iter().flat_map(|(at, count)| *at..at + count);
+        (fragments.collect(), bytes.collect(), at)
+    }
+
     #[test]
-    fn payloads_of_any_shape_land_one_behind_the_other() {
+    fn payloads_of_any_shape_land_in_fragments_of_any_shape() {
         for seed in 0..500 {
             let mut rng = fastrand::Rng::with_seed(seed);
             let limits = limits(rng.usize(1..6), rng.usize(1..5000));
-            let (mut chain, mut expected) = (Chain::default(), Vec::new());
+            let (mut chain, mut data) = (Chain::default(), Vec::new());
             let payloads: Vec<_> = (0..rng.usize(1..200))
                 .map(|_| {
                     let (front, length) = (rng.usize(0..9), rng.usize(1..600));
-                    let bytes: Vec<u8> = (0..front + length + 3).map(|_| rng.u8(..)).collect();
-                    expected.extend_from_slice(&bytes[front..front + length]);
+                    let bytes: Vec<u8> = (0..front + length + 3).map(|_| rng.u8(1..)).collect();
+                    data.extend_from_slice(&bytes[front..front + length]);
                     Payload { buffer: bytes, range: front..front + length }
                 })
                 .collect();
+            let (fragments, places, end) = scatter(&mut rng, data.len());
+            let remote = RemoteMemory::new(&fragments);
+            let mut splitter = Splitter::new(remote, &limits);
             let lengths = payloads.iter().map(|payload| payload.range.len());
-            let works = Chain::<Vec<u8>>::works_to_write(lengths, &limits);
-            let remote = RemoteMemory { address: 3, key: 7, length: expected.len() as u32 };
+            let works: usize = lengths.map(|length| splitter.pass(length)).sum();
             chain.write(remote, payloads.into_iter(), &limits);
             assert_eq!(chain.steps().len(), works, "seed {seed}");
-            let mut memory = vec![0; expected.len() + 3];
+            let (mut memory, mut expected) = (vec![0; end], vec![0; end]);
             carry_out(&mut chain, &mut memory, &limits);
-            assert!(memory[3..] == expected, "seed {seed}");
+            places.into_iter().zip(data).for_each(|(at, byte)| expected[at] = byte);
+            assert!(memory == expected, "seed {seed}");
         }
     }
 
     #[test]
-    fn a_read_is_split_by_the_longest_message_and_ends_once() {
+    fn one_payload_takes_no_more_work_than_its_fragments_and_its_length() {
+        for seed in 0..500 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let (limits, length) =
+                (limits(rng.usize(1..6), rng.usize(1..900)), rng.usize(1..20_000));
+            let (fragments, ..) = scatter(&mut rng, length);
+            let remote = RemoteMemory::new(&fragments);
+            let most = fragments.len() + length / limits.message_bytes;
+            assert!(Splitter::new(remote, &limits).pass(length) <= most, "seed {seed}");
+            assert!(Chain::<Vec<u8>>::works_to_read(remote, &limits) <= most, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_read_is_split_by_fragments_and_the_longest_message_and_ends_once() {
         let limits = limits(1, 1000);
         let mut chain = Chain::default();
-        let remote = RemoteMemory { address: 50, key: 1, length: 2500 };
+        let fragments =
+            [Fragment::new(50, 1, 1200), Fragment::new(0, 1, 0), Fragment::new(9, 2, 1000)];
+        let remote = RemoteMemory::new(&fragments);
         chain.read(9, remote, vec![0; 2500], &limits);
         let found: Vec<_> = chain
             .steps()
             .iter()
             .map(|step| match step.work {
-                Work::Read { piece, address, token, .. } => {
-                    (address, chain.pieces()[piece].range.clone(), token, step.releases)
+                Work::Read { piece, address, key, token } => {
+                    let range = chain.pieces()[piece].range.clone();
+                    ((address, key), range, token, step.releases)
                 }
                 _ => panic!("{step:?}"),
             })
             .collect();
-        let expected =
-            [(50, 0..1000, None, 0), (1050, 1000..2000, None, 0), (2050, 2000..2500, Some(9), 1)];
+        let expected = [
+            ((50, 1), 0..1000, None, 0),
+            ((1050, 1), 1000..1200, None, 0),
+            ((9, 2), 1200..2200, Some(9), 1),
+        ];
         assert_eq!(found, expected);
-        assert_eq!(Chain::<Vec<u8>>::works_to_read(2500, &limits), 3);
+        assert_eq!(Chain::<Vec<u8>>::works_to_read(remote, &limits), 3);
     }
 }

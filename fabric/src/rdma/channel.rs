@@ -7,16 +7,16 @@ use super::credits::Credits;
 use super::grants::{Pool, Share};
 use super::greeting::Greeting;
 use super::output::Output;
-use super::provider::{Limits, Provider, Qp, Room, Shape};
+use super::provider::{Provider, Qp, Room, Shape};
 use crate::Buffer;
-use crate::transport::RemoteMemory;
+use crate::transport::{KeptMemory, RemoteMemory};
 use std::collections::VecDeque;
 
 /// A READ that has not been posted.
 #[derive(Debug)]
 pub(super) struct Waiting<B> {
     pub(super) token: u32,
-    pub(super) remote: RemoteMemory,
+    pub(super) remote: KeptMemory,
     pub(super) buffer: B,
 }
 
@@ -37,10 +37,12 @@ pub(super) struct Channel<B> {
     message_bytes: usize,
     pub(super) output: Output<B>,
     pub(super) waiting: VecDeque<Waiting<B>>,
+    /// What READs had their memory in that have been posted: to be used again.
+    spare: Vec<KeptMemory>,
     pub(super) reading: Reading,
     reads_max: usize,
-    /// The READs that have been posted, and their bytes.
-    posted: Vec<(u32, usize)>,
+    /// The READs that have been posted, and what they take.
+    posted: Vec<(u32, Reading)>,
 }
 
 impl<B: Buffer> Channel<B> {
@@ -54,6 +56,7 @@ impl<B: Buffer> Channel<B> {
             message_bytes: greeting.receive_bytes as usize,
             output: Output::new(),
             waiting: VecDeque::new(),
+            spare: Vec::new(),
             reading: Reading::default(),
             reads_max: usize::from(reads.min(shape.reads)),
             posted: Vec::new(),
@@ -105,13 +108,20 @@ impl<B: Buffer> Channel<B> {
         self.reads_max > 0
     }
 
+    /// Queues a READ.
+    pub(super) fn want(&mut self, token: u32, remote: RemoteMemory<'_>, buffer: B) {
+        let mut kept = self.spare.pop().unwrap_or_default();
+        kept.keep(remote);
+        self.waiting.push_back(Waiting { token, remote: kept, buffer });
+    }
+
     /// The READ `token` has ended.
-    pub(super) fn read_ended(&mut self, token: u32, limits: &Limits, all: &mut Reading) {
+    pub(super) fn read_ended(&mut self, token: u32, all: &mut Reading) {
         let Some(at) = self.posted.iter().position(|(posted, _)| *posted == token) else { return };
-        let (_, bytes) = self.posted.swap_remove(at);
+        let (_, taken) = self.posted.swap_remove(at);
         for reading in [&mut self.reading, all] {
-            reading.works -= Chain::<B>::works_to_read(bytes, limits);
-            reading.bytes -= bytes;
+            reading.works -= taken.works;
+            reading.bytes -= taken.bytes;
         }
     }
 
@@ -151,9 +161,10 @@ impl<B: Buffer> Channel<B> {
     ) -> bool {
         let limits = provider.limits();
         let Some(next) = self.waiting.front() else { return false };
-        let bytes = next.remote.length as usize;
-        let works = Chain::<B>::works_to_read(bytes, &limits);
-        // One READ may always be under way, however large it is.
+        let bytes = next.remote.get().length() as usize;
+        let works = Chain::<B>::works_to_read(next.remote.get(), &limits);
+        // One READ may always be under way, however large it is: the network card does no more of its
+        // work requests at a time than was agreed on.
         let crowded = self.reading.works > 0 && self.reading.works + works > self.reads_max;
         let spent = all.bytes > 0 && all.bytes + bytes > budget_bytes;
         if crowded || spent || room.works < works || room.buffers < 1 {
@@ -162,8 +173,9 @@ impl<B: Buffer> Channel<B> {
         let Some(Waiting { token, remote, buffer }) = self.waiting.pop_front() else {
             return false;
         };
-        chain.read(token, remote, buffer, &limits);
-        self.posted.push((token, bytes));
+        chain.read(token, remote.get(), buffer, &limits);
+        self.spare.push(remote);
+        self.posted.push((token, Reading { works, bytes }));
         room.works -= works;
         room.buffers -= 1;
         for reading in [&mut self.reading, all] {

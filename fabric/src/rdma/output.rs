@@ -1,12 +1,13 @@
 //! What waits to leave on one connection: PDUs, and the bulk data that goes before them.
 //!
 //! An item is posted as a whole: the WRITEs of a response and then the PDU itself. A push with more
-//! pieces than fit into half of the send queue becomes several items, of which the last one has the
-//! PDU. PDUs are copied; bulk data is not.
+//! work than half of the send queue has room for becomes several items, of which the last one has the
+//! PDU: no item has to wait until READs leave it more than that half. PDUs are copied; bulk data is not.
 
-use super::chain::Chain;
+use super::chain::{Chain, Splitter};
 use super::provider::{Limits, Room};
-use crate::transport::{Payload, RemoteMemory};
+use crate::pdu::{FRAGMENTS_MAX, Fragment};
+use crate::transport::{Payload, RemoteMemory, Walk};
 use std::collections::VecDeque;
 
 /// Bytes of PDUs without bulk data that a peer may let wait.
@@ -22,20 +23,60 @@ struct Item {
     /// It is a part of copied data.
     copied: bool,
     works: usize,
-    pieces: usize,
-    remote: RemoteMemory,
+    payloads: usize,
+    /// Fragments of the peer's memory.
+    places: usize,
+}
+
+/// What is taken in the order in which it was put in, as slices. Its storage is used again.
+#[derive(Debug)]
+struct Run<T> {
+    all: Vec<T>,
+    taken: usize,
+    /// When so many have been taken, what is left moves to the front.
+    slack: usize,
+}
+
+impl<T> Run<T> {
+    fn new(slack: usize) -> Self {
+        Self { all: Vec::new(), taken: 0, slack }
+    }
+
+    fn len(&self) -> usize {
+        self.all.len() - self.taken
+    }
+
+    /// The next `count`.
+    fn take(&mut self, count: usize) -> &[T] {
+        self.taken += count;
+        &self.all[self.taken - count..self.taken]
+    }
+
+    fn compact(&mut self) {
+        if self.taken == self.all.len() {
+            self.clear();
+        } else if self.taken > self.slack {
+            self.all.drain(..self.taken);
+            self.taken = 0;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.all.clear();
+        self.taken = 0;
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Output<B> {
     items: VecDeque<Item>,
-    /// The messages of all items; those before `taken` have left.
-    bytes: Vec<u8>,
-    taken: usize,
+    /// The messages of all items.
+    bytes: Run<u8>,
+    /// The peer's memory of all items: as long as the payloads.
+    places: Run<Fragment>,
     /// Of those that wait: bytes of copied data.
     copied: usize,
     payloads: VecDeque<Payload<B>>,
-    group: Vec<usize>,
     /// Bytes of data that were ever copied.
     bytes_copied: u64,
 }
@@ -44,11 +85,10 @@ impl<B> Output<B> {
     pub(super) fn new() -> Self {
         Self {
             items: VecDeque::new(),
-            bytes: Vec::new(),
-            taken: 0,
+            bytes: Run::new(WAITING_BYTES_MAX),
+            places: Run::new(16 * FRAGMENTS_MAX),
             copied: 0,
             payloads: VecDeque::new(),
-            group: Vec::new(),
             bytes_copied: 0,
         }
     }
@@ -64,10 +104,10 @@ impl<B> Output<B> {
 
     /// Queues a PDU, in messages of at most `message_bytes`; `false` if the peer lets too many wait.
     pub(super) fn push_pdu(&mut self, pdu: &[u8], message_bytes: usize) -> bool {
-        if self.bytes.len() - self.taken - self.copied + pdu.len() > WAITING_BYTES_MAX {
+        if self.bytes.len() - self.copied + pdu.len() > WAITING_BYTES_MAX {
             return false;
         }
-        self.bytes.extend_from_slice(pdu);
+        self.bytes.all.extend_from_slice(pdu);
         self.put_messages(pdu.len(), false, message_bytes);
         true
     }
@@ -87,8 +127,9 @@ impl<B> Output<B> {
             return false;
         }
         let before = self.bytes.len();
-        self.bytes.extend_from_slice(pdu);
-        payloads.for_each(|part| self.bytes.extend_from_slice(&part.buffer.as_ref()[part.range]));
+        self.bytes.all.extend_from_slice(pdu);
+        payloads
+            .for_each(|part| self.bytes.all.extend_from_slice(&part.buffer.as_ref()[part.range]));
         let length = self.bytes.len() - before;
         self.bytes_copied += (length - pdu.len()) as u64;
         self.copied += length;
@@ -103,8 +144,8 @@ impl<B> Output<B> {
             message: Some(message),
             copied,
             works: 1,
-            pieces: 0,
-            remote: RemoteMemory::default(),
+            payloads: 0,
+            places: 0,
         }));
     }
 
@@ -112,35 +153,50 @@ impl<B> Output<B> {
     pub(super) fn push_written(
         &mut self,
         pdu: &[u8],
-        mut remote: RemoteMemory,
+        remote: RemoteMemory<'_>,
         payloads: impl Iterator<Item = Payload<B>>,
         limits: &Limits,
     ) {
-        self.group.clear();
-        let mut works = 0;
+        let mut group = Group::default();
+        let (mut splitter, mut walk) = (Splitter::new(remote, limits), remote.walk());
         for payload in payloads.filter(|payload| !payload.range.is_empty()) {
-            self.group.push(payload.range.len());
-            let with = Chain::<B>::works_to_write(self.group.iter().copied(), limits);
-            if (with > limits.works / 2 || self.group.len() > limits.buffers / 2) && works > 0 {
-                let pieces = self.group.len() - 1;
-                let bytes: usize = self.group.drain(..pieces).sum();
-                self.put(None, works, pieces, remote);
-                remote.address = remote.address.wrapping_add(bytes as u64);
-                works = Chain::<B>::works_to_write(self.group.iter().copied(), limits);
+            let length = payload.range.len();
+            let mut ahead = splitter;
+            let works = ahead.pass(length);
+            // The last one of a push has its PDU, too.
+            let crowded = group.works + works + 1 > limits.works / 2
+                || group.payloads + 1 > limits.buffers / 2;
+            if crowded && group.works > 0 {
+                self.put(None, std::mem::take(&mut group), &mut walk);
+                ahead = splitter;
+                ahead.begin();
+                group.works = ahead.pass(length);
             } else {
-                works = with;
+                group.works += works;
             }
+            splitter = ahead;
+            group.payloads += 1;
+            group.bytes += length;
             self.payloads.push_back(payload);
         }
-        self.put(Some(pdu), works, self.group.len(), remote);
+        self.put(Some(pdu), group, &mut walk);
     }
 
-    fn put(&mut self, message: Option<&[u8]>, works: usize, pieces: usize, remote: RemoteMemory) {
+    /// Queues one item: the next bytes of `walk`, as many as `group` has, and perhaps a message.
+    fn put(&mut self, message: Option<&[u8]>, group: Group, walk: &mut Walk<'_>) {
+        let Group { mut works, payloads, bytes } = group;
         if let Some(message) = message {
-            self.bytes.extend_from_slice(message);
+            self.bytes.all.extend_from_slice(message);
+            works += 1;
         }
-        let (message, works) = (message.map(<[u8]>::len), works + usize::from(message.is_some()));
-        self.items.push_back(Item { message, copied: false, works, pieces, remote });
+        let (before, mut rest) = (self.places.all.len(), bytes);
+        while rest > 0 {
+            let place = walk.step(rest).expect("memory that holds the data");
+            rest -= place.length.get() as usize;
+            self.places.all.push(place);
+        }
+        let (message, places) = (message.map(<[u8]>::len), self.places.all.len() - before);
+        self.items.push_back(Item { message, copied: false, works, payloads, places });
     }
 
     /// Moves the next item into `chain`, if there is room for it and (should it need one) a credit;
@@ -152,40 +208,31 @@ impl<B> Output<B> {
         limits: &Limits,
         credit: impl FnOnce() -> Option<u32>,
     ) -> bool {
-        let Some(Item { message, copied, works, pieces, remote }) = self.items.front().copied()
+        let Some(Item { message, copied, works, payloads, places }) = self.items.front().copied()
         else {
             return false;
         };
         let bytes = message.unwrap_or(0);
-        if room.works < works || room.buffers < pieces || room.bytes < bytes {
+        if room.works < works || room.buffers < payloads || room.bytes < bytes {
             return false;
         }
         let number = if message.is_some() { credit() } else { Some(0) };
         let Some(number) = number else { return false };
         self.items.pop_front();
-        chain.write(remote, self.payloads.drain(..pieces), limits);
+        let remote = RemoteMemory::new(self.places.take(places));
+        chain.write(remote, self.payloads.drain(..payloads), limits);
         if copied {
             self.copied -= bytes;
         }
         if message.is_some() {
-            chain.send(&self.bytes[self.taken..self.taken + bytes], number);
-            self.taken += bytes;
+            chain.send(self.bytes.take(bytes), number);
         }
         room.works -= works;
-        room.buffers -= pieces;
+        room.buffers -= payloads;
         room.bytes -= bytes;
-        self.compact();
+        self.bytes.compact();
+        self.places.compact();
         true
-    }
-
-    fn compact(&mut self) {
-        if self.taken == self.bytes.len() {
-            self.bytes.clear();
-            self.taken = 0;
-        } else if self.taken > WAITING_BYTES_MAX {
-            self.bytes.drain(..self.taken);
-            self.taken = 0;
-        }
     }
 
     /// Drops everything that has not been posted.
@@ -193,13 +240,23 @@ impl<B> Output<B> {
         self.items.clear();
         self.payloads.clear();
         self.bytes.clear();
-        (self.taken, self.copied) = (0, 0);
+        self.places.clear();
+        self.copied = 0;
     }
+}
+
+/// What one item will have.
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    works: usize,
+    payloads: usize,
+    bytes: usize,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rdma::{Piece, Work};
 
     const LIMITS: Limits =
         Limits { works: 64, buffers: 64, pieces: 4, message_bytes: 1 << 20, send_bytes: 1 << 20 };
@@ -232,5 +289,65 @@ mod tests {
             assert_eq!(chain.bytes().len(), sent);
         }
         assert_eq!((output.copied, output.is_empty()), (0, true));
+    }
+
+    /// Whatever the shapes: items are no larger than half of a send queue, what they say of themselves is what
+    /// they take, and all of them together write every byte to its place.
+    #[test]
+    fn a_push_of_any_shape_leaves_in_items_that_fit() {
+        for seed in 0..500 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let limits = Limits { works: 100, buffers: 40, pieces: 3, ..LIMITS };
+            let (mut output, mut data) = (Output::new(), Vec::new());
+            let payloads: Vec<_> = (0..rng.usize(1..80))
+                .map(|_| {
+                    let buffer: Vec<u8> = (0..rng.usize(0..500)).map(|_| rng.u8(..)).collect();
+                    data.extend_from_slice(&buffer);
+                    Payload { range: 0..buffer.len(), buffer }
+                })
+                .collect();
+            let mut fragments = Vec::new();
+            let (mut at, mut rest) = (0, data.len());
+            for left in (1..=40).rev() {
+                let count = if left == 1 { rest } else { rng.usize(0..=rest.min(1500)) };
+                fragments.push(Fragment::new(at, 7, count as u32));
+                at += count as u64 + rng.u64(0..2);
+                rest -= count;
+            }
+            output.push_written(
+                &[9; 32],
+                RemoteMemory::new(&fragments),
+                payloads.into_iter(),
+                &limits,
+            );
+            let (mut memory, mut items) = (vec![0; at as usize], 0);
+            while !output.is_empty() {
+                let mut chain = Chain::<Vec<u8>>::default();
+                let mut room = Room { works: 50, buffers: 20, bytes: 32 };
+                assert!(output.pop(&mut chain, &mut room, &limits, || Some(0)), "seed {seed}");
+                assert_eq!(chain.steps().len(), 50 - room.works, "seed {seed}");
+                assert_eq!(chain.buffer_count(), 20 - room.buffers, "seed {seed}");
+                write(&mut chain, &mut memory);
+                items += 1;
+            }
+            let places = fragments.iter().flat_map(|one| {
+                let start = one.address.get() as usize;
+                start..start + one.length.get() as usize
+            });
+            assert!(places.map(|at| memory[at]).eq(data), "seed {seed}: {items} items");
+        }
+    }
+
+    fn write(chain: &mut Chain<Vec<u8>>, memory: &mut [u8]) {
+        let (steps, pieces) = (chain.steps().to_vec(), chain.pieces().to_vec());
+        let buffers: Vec<_> = chain.take_buffers().collect();
+        for step in steps {
+            let Work::Write { pieces: range, address, .. } = step.work else { continue };
+            let mut at = address as usize;
+            for Piece { buffer, range } in &pieces[range] {
+                memory[at..at + range.len()].copy_from_slice(&buffers[*buffer][range.clone()]);
+                at += range.len();
+            }
+        }
     }
 }

@@ -3,9 +3,9 @@
 use super::client::{Hub, Line};
 use super::provider::Provider;
 use crate::client::{Lent, Memory};
-use crate::conformance::Peer;
-use crate::pdu::{CommonHeader, Outcome, PduType, Response, response_flags};
-use crate::transport::RemoteMemory;
+use crate::conformance::{MemoryPeer, Peer};
+use crate::pdu::{CommonHeader, Fragment, Outcome, PduType, Response, response_flags};
+use crate::transport::{KeptMemory, RemoteMemory};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use zerocopy::IntoBytes;
@@ -57,23 +57,24 @@ impl<P: Provider, C: FnMut() -> u64> LinePeer<P, C> {
         }
     }
 
-    /// A response as a byte stream would have it, with the data that the server has placed behind it.
+    /// A response as a byte stream would have it, with the data behind it that the server has placed in
+    /// memory which was lent for its command. Memory that is shared is looked at by who shares it.
     fn with_its_data(&mut self, pdu: Vec<u8>) -> Vec<u8> {
         if pdu.first() != Some(&(PduType::Response as u8)) {
             return pdu;
         }
         let head = &pdu[..size_of::<Response>()];
         let outcome = Response::parse(head).expect("the server sends responses");
-        let lent = self.lent.remove(&outcome.cid);
+        let Some(lent) = self.lent.remove(&outcome.cid) else { return pdu };
         let flags = outcome.flags & !response_flags::PLACED;
         let whole = if flags == outcome.flags {
             pdu
         } else {
             let mut data = vec![0; outcome.data_length as usize];
-            self.line.get(lent.expect("data is placed in what was lent"), 0, &mut data);
+            self.line.get(lent, 0, &mut data);
             [Response::new(&Outcome { flags, ..outcome }).as_bytes(), &data].concat()
         };
-        lent.into_iter().for_each(|lent| self.line.take_back(lent));
+        self.line.take_back(lent);
         whole
     }
 
@@ -84,8 +85,16 @@ impl<P: Provider, C: FnMut() -> u64> LinePeer<P, C> {
     }
 }
 
-fn remote(lent: Lent) -> RemoteMemory {
-    RemoteMemory { address: lent.address, key: lent.key, length: lent.bytes }
+fn remote(lent: Lent) -> KeptMemory {
+    KeptMemory::of(RemoteMemory::new(&[fragment(lent)]))
+}
+
+fn fragment(lent: Lent) -> Fragment {
+    Fragment::new(lent.address, lent.key, lent.bytes)
+}
+
+fn lent(memory: Fragment) -> Lent {
+    Lent { address: memory.address.get(), key: memory.key.get(), bytes: memory.length.get() }
 }
 
 impl<P: Provider, C: FnMut() -> u64> Peer for LinePeer<P, C> {
@@ -95,13 +104,13 @@ impl<P: Provider, C: FnMut() -> u64> Peer for LinePeer<P, C> {
         self.out.push_back(pdu.to_vec());
     }
 
-    fn lend(&mut self, cid: u16, memory: Vec<u8>) -> RemoteMemory {
+    fn lend(&mut self, cid: u16, memory: Vec<u8>) -> KeptMemory {
         let lent = self.lend_for(cid, memory.len());
         self.line.put(lent, 0, &memory);
         remote(lent)
     }
 
-    fn expect(&mut self, cid: u16, length: usize) -> RemoteMemory {
+    fn expect(&mut self, cid: u16, length: usize) -> KeptMemory {
         remote(self.lend_for(cid, length))
     }
 
@@ -117,5 +126,31 @@ impl<P: Provider, C: FnMut() -> u64> Peer for LinePeer<P, C> {
 
     fn is_closed(&self) -> bool {
         self.line.is_closed()
+    }
+}
+
+impl<P: Provider, C: FnMut() -> u64> MemoryPeer for LinePeer<P, C> {
+    fn share(&mut self, bytes: &[u8]) -> Fragment {
+        let memory = fragment(self.line.lend(bytes.len()).expect("memory to register"));
+        self.fill(memory, bytes);
+        memory
+    }
+
+    fn fill(&mut self, memory: Fragment, bytes: &[u8]) {
+        self.line.put(lent(memory), 0, bytes);
+    }
+
+    fn look(&mut self, memory: Fragment) -> Vec<u8> {
+        let mut found = vec![0; memory.length.get() as usize];
+        self.line.get(lent(memory), 0, &mut found);
+        found
+    }
+
+    fn elsewhere(&mut self, length: u32) -> Vec<Fragment> {
+        let here = self.share(&vec![0; length as usize]);
+        let (address, key) = (here.address.get(), here.key.get());
+        let far = [address - 1, address + (1 << 26), u64::MAX - u64::from(length), u64::MAX];
+        let far = far.into_iter().map(|address| Fragment::new(address, key, length));
+        far.chain([Fragment::new(address, key ^ 0xffff, length)]).collect()
     }
 }

@@ -4,14 +4,14 @@
 //! [`Action`]s and done right afterwards, in order.
 
 use super::deadline::Deadlines;
-use super::session::{Session, State, Step};
+use super::session::{Session, Slot, State, Step};
 use super::{Counters, RequestId, ServerConfig, Service};
 use crate::Status;
 use crate::pdu::{
-    Auth, CAPSULE_BYTES_MIN, Cancel, Capsule, DecodeError, GoAway, GoAwayReason, Hello, ItemResult,
-    Opcode, Outcome, PduType, Ping, Response, VERSION, Welcome, features,
+    Auth, CAPSULE_BYTES_MIN, Cancel, Capsule, DecodeError, GoAway, GoAwayReason, Hello, Opcode,
+    Outcome, PduType, Ping, Response, VERSION, Welcome, features,
 };
-use crate::transport::{CloseReason, ConnId, RemoteMemory};
+use crate::transport::{CloseReason, ConnId};
 use zerocopy::IntoBytes;
 
 /// The shortest keep-alive that is granted, in milliseconds.
@@ -78,9 +78,9 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(config: ServerConfig) -> Self {
+    pub(super) fn new(config: ServerConfig, fragments_max: u16) -> Self {
         let (connections, depth) = (config.connections_max, config.queue_depth);
-        let welcome = super::welcome(config);
+        let welcome = Welcome { fragments_max, ..super::welcome(config) };
         let limits = Limits {
             queue_depth: welcome.queue_depth,
             capsule_bytes: welcome.capsule_bytes,
@@ -104,6 +104,11 @@ impl Core {
 
     pub(super) fn session(&mut self, conn: ConnId) -> &mut Session {
         &mut self.sessions[usize::from(conn.slot)]
+    }
+
+    /// The place of a command, in flight or just answered.
+    pub(super) fn slot(&self, id: RequestId) -> &Slot {
+        &self.sessions[usize::from(id.conn.slot)].slots[usize::from(id.cid)]
     }
 
     /// The session of `conn`, if it is not over.
@@ -148,7 +153,7 @@ impl Core {
             self.dismiss(conn, GoAwayReason::Version);
             return Ok(());
         }
-        let limits = self.limits;
+        let (limits, reaches_memory) = (self.limits, self.welcome.fragments_max > 0);
         let wished_ms = match offer.keep_alive_ms {
             0 => limits.keep_alive_ms,
             wished_ms => wished_ms.max(KEEP_ALIVE_MS_MIN).min(limits.keep_alive_ms),
@@ -164,6 +169,9 @@ impl Core {
         let depth = usize::from(session.queue_depth);
         if session.slots.len() < depth {
             session.slots.resize_with(depth, Default::default);
+        }
+        if reaches_memory {
+            session.slots.iter_mut().for_each(Slot::reserve);
         }
         self.actions.push(Action::Welcome(conn));
         Ok(())
@@ -211,7 +219,7 @@ impl Core {
         let slot = &mut session.slots[usize::from(cid)];
         slot.generation = slot.generation.wrapping_add(1);
         slot.active = true;
-        (slot.from, slot.into) = memory(&capsule);
+        slot.note(&capsule);
         let id = RequestId { conn, cid, generation: slot.generation };
         service.request(id, &capsule, deadline_us);
         Ok(())
@@ -254,6 +262,8 @@ impl Core {
             || (!capsule.items.is_empty() && session.features & features::BATCH == 0)
         {
             return Some(Status::Unsupported);
+        } else if !capsule.fragments_fit() {
+            return Some(Status::Malformed);
         } else {
             return None;
         };
@@ -276,18 +286,17 @@ impl Core {
         self.send(conn, Response::new(&outcome).as_bytes());
     }
 
-    /// The service has answered `id`. `None`: nothing is to be sent. Otherwise where the client's
-    /// memory is, and its credits.
-    pub(super) fn answered(&mut self, id: RequestId) -> Option<(RemoteMemory, u16)> {
+    /// The service has answered `id`. `None`: nothing is to be sent. Otherwise the client's credits.
+    pub(super) fn answered(&mut self, id: RequestId) -> Option<u16> {
         let session = self.session(id.conn);
-        let Some(slot) = session.active_slot(id) else {
+        if session.active_slot(id).is_none() {
             session.zombies = session.zombies.saturating_sub(1);
             self.zombies = self.zombies.saturating_sub(1);
             return None;
-        };
-        let (remote, credit_limit) = (slot.into, session.queue_depth);
+        }
+        let credit_limit = session.queue_depth;
         self.release(id.conn, id.cid);
-        Some((remote, credit_limit))
+        Some(credit_limit)
     }
 
     /// A command is no longer in flight.
@@ -342,20 +351,6 @@ impl Core {
         }
         Ok(())
     }
-}
-
-/// The memory that a command's data comes from, and the one that its answer's data goes into: a
-/// command that sends data names the first, every other one the second.
-fn memory(capsule: &Capsule<'_>) -> (RemoteMemory, RemoteMemory) {
-    let Capsule { command, opcode, items, .. } = capsule;
-    let length = command.data_length.get();
-    let named =
-        RemoteMemory { address: command.address.get(), key: command.memory_key.get(), length };
-    if opcode.is_some_and(Opcode::sends_data) {
-        return (named, RemoteMemory::default());
-    }
-    let results = (items.len() * size_of::<ItemResult>()) as u32;
-    (named, RemoteMemory { length: length.saturating_add(results), ..named })
 }
 
 /// The features without which an opcode is not spoken.
@@ -439,7 +434,7 @@ impl Core {
         let slot = &mut session.slots[usize::from(cid)];
         slot.pulling = false;
         let (active, id) = (slot.active, RequestId { conn, cid, generation: slot.pull_generation });
-        let length = slot.from.length;
+        let length = if complete { slot.source().length() } else { 0 };
         if complete {
             session.heard_us = now_us;
             self.counters.bytes_in += u64::from(length);

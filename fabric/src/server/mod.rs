@@ -22,7 +22,8 @@ use self::core::{Action, Core};
 use self::door::Door;
 use crate::Status;
 use crate::pdu::{
-    self, Capsule, Endpoint, Outcome, QUEUE_DEPTH_MAX, RESPONSE_DATA_BYTES_MAX, Response, Welcome,
+    self, Capsule, Endpoint, FRAGMENTS_MAX, Outcome, QUEUE_DEPTH_MAX, RESPONSE_DATA_BYTES_MAX,
+    Response, Welcome, response_flags,
 };
 use crate::transport::{ConnId, Payload, Transport};
 use zerocopy::IntoBytes;
@@ -165,7 +166,8 @@ impl<T: Transport> Server<T> {
         assert!(!config.shard_map.is_empty() && config.shard_map.iter().all(known), "shard map");
         assert!(known(&config.reactor) && known(&config.catalog_reactor), "reactor numbers");
         assert!((1..=QUEUE_DEPTH_MAX).contains(&config.queue_depth), "queue depth");
-        let (core, orphans) = (Core::new(config), Vec::new());
+        let fragments_max = transport.fragments_max().min(FRAGMENTS_MAX as u16);
+        let (core, orphans) = (Core::new(config, fragments_max), Vec::new());
         Self { transport, core, orphans, scratch: Vec::with_capacity(4096) }
     }
 
@@ -198,7 +200,7 @@ impl<T: Transport> Server<T> {
         assert!(!slot.pulling, "two pulls for one command");
         slot.pulling = true;
         slot.pull_generation = id.generation;
-        self.transport.pull(id.conn, id.cid, slot.from, buffer);
+        self.transport.pull(id.conn, id.cid, slot.source(), buffer);
     }
 
     /// Answers `id`. If it has been answered already, only its slot is freed.
@@ -208,6 +210,7 @@ impl<T: Transport> Server<T> {
     pub fn reply(&mut self, id: RequestId, mut reply: Reply<T::Buffer>) {
         let payload = reply.payload.take();
         let length = payload.as_ref().map_or(0, |payload| payload.range.len());
+        self.fit(id, &reply, payload.as_ref(), length);
         self.answer(id, &reply, length, &mut payload.into_iter());
     }
 
@@ -224,7 +227,22 @@ impl<T: Transport> Server<T> {
         parts: &mut Vec<Payload<T::Buffer>>,
     ) {
         let length = parts.iter().map(|part| part.range.len()).sum();
+        self.fit(id, reply, parts.first(), length);
         self.answer(id, reply, length, &mut parts.drain(..));
+    }
+
+    /// Where each item's data goes, if it has memory of its own.
+    fn fit(
+        &mut self,
+        id: RequestId,
+        reply: &Reply<T::Buffer>,
+        first: Option<&Payload<T::Buffer>>,
+        length: usize,
+    ) {
+        if let (Some(first), Some(slot)) = (first, self.core.session(id.conn).active_slot(id)) {
+            let has_results = reply.flags & response_flags::ITEMS != 0;
+            slot.fit(has_results, &first.buffer.as_ref()[first.range.clone()], length);
+        }
     }
 
     fn answer(
@@ -235,7 +253,7 @@ impl<T: Transport> Server<T> {
         payloads: &mut dyn Iterator<Item = Payload<T::Buffer>>,
     ) {
         assert!(length <= RESPONSE_DATA_BYTES_MAX, "more data than a response holds");
-        let Some((remote, credit_limit)) = self.core.answered(id) else { return };
+        let Some(credit_limit) = self.core.answered(id) else { return };
         let outcome = Outcome {
             cid: id.cid,
             flags: reply.flags,
@@ -248,6 +266,8 @@ impl<T: Transport> Server<T> {
         let response = Response::new(&outcome);
         self.core.counters.responses += 1;
         self.core.counters.bytes_out += (size_of::<Response>() + length) as u64;
+        // The slot is free for the client's next command, which cannot come before this has been told.
+        let remote = self.core.slot(id).answer();
         self.transport.push(id.conn, response.as_bytes(), remote, payloads);
         self.act();
     }

@@ -1,8 +1,9 @@
 //! What the server knows of one connection: where its handshake is, and its commands in flight.
 
 use super::RequestId;
-use crate::pdu::PduType;
-use crate::transport::{ConnId, RemoteMemory};
+use crate::pdu::{Capsule, Fragment, ItemResult, Opcode, PduType};
+use crate::transport::{ConnId, KeptMemory, RemoteMemory};
+use zerocopy::FromBytes;
 
 /// Where a session is. `PROTOCOL.md` draws it; [`STEPS`] says what each state takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +88,20 @@ impl State {
     }
 }
 
+/// What the memory that a command names is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Purpose {
+    /// Its data comes from there.
+    #[default]
+    Source,
+    /// Its answer's data goes there.
+    Answer,
+    /// Its item results go into the first fragment, and each item's data into one of its own.
+    Items,
+}
+
 /// One command identifier of a session.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Slot {
     /// Grows with every command that uses it.
     pub(super) generation: u32,
@@ -98,10 +111,80 @@ pub(super) struct Slot {
     pub(super) pulling: bool,
     /// The generation of the command that pulls.
     pub(super) pull_generation: u32,
-    /// Where the command's data lies at the client.
-    pub(super) from: RemoteMemory,
-    /// Where the answer's data goes.
-    pub(super) into: RemoteMemory,
+    /// What the command names of the client's memory; if nothing, how much data there is.
+    memory: KeptMemory,
+    purpose: Purpose,
+}
+
+impl Slot {
+    /// Room for the memory that most commands name.
+    pub(super) fn reserve(&mut self) {
+        self.memory.reserve(1);
+    }
+
+    /// Notes which memory a command names, and what for: one that sends data names where that is, every
+    /// other one where its answer goes.
+    pub(super) fn note(&mut self, capsule: &Capsule<'_>) {
+        let Capsule { command, opcode, items, fragments, .. } = capsule;
+        self.purpose = match opcode {
+            Some(opcode) if opcode.sends_data() => Purpose::Source,
+            Some(Opcode::Retrieve) if !items.is_empty() && !fragments.is_empty() => Purpose::Items,
+            _ => Purpose::Answer,
+        };
+        if !fragments.is_empty() {
+            return self.memory.keep(RemoteMemory::new(fragments));
+        }
+        let data_length = command.data_length.get();
+        let results = match self.purpose {
+            Purpose::Source => 0,
+            Purpose::Answer | Purpose::Items => items.len() * size_of::<ItemResult>(),
+        };
+        let length = data_length.saturating_add(results as u32);
+        match command.memory_key.get() {
+            0 => self.memory.keep(RemoteMemory::none(length)),
+            key => {
+                let one = [Fragment::new(command.address.get(), key, length)];
+                self.memory.keep(RemoteMemory::new(&one));
+            }
+        }
+    }
+
+    /// Where the command's data is.
+    pub(super) fn source(&self) -> RemoteMemory<'_> {
+        debug_assert!(self.purpose == Purpose::Source, "nothing is sent with this command");
+        self.memory.get()
+    }
+
+    /// Where its answer's data goes.
+    pub(super) fn answer(&self) -> RemoteMemory<'_> {
+        match self.purpose {
+            Purpose::Source => RemoteMemory::none(0),
+            Purpose::Answer | Purpose::Items => self.memory.get(),
+        }
+    }
+
+    /// The answer's data is `length` bytes and, if it `has_results`, begins like `head`. Where each item has
+    /// a fragment of its own, only as much of it is used from now on as the item fills.
+    ///
+    /// # Panics
+    /// If an item has more data than its fragment, or all of them more or less than `length`.
+    pub(super) fn fit(&mut self, has_results: bool, head: &[u8], length: usize) {
+        if self.purpose != Purpose::Items || length == 0 {
+            return;
+        }
+        let items = self.memory.get().fragments().len() - 1;
+        let results = <[ItemResult]>::ref_from_prefix_with_elems(head, items);
+        let Some((results, _)) = results.ok().filter(|_| has_results) else {
+            // Not what this memory is for: the data stands behind the response.
+            return self.memory.keep(RemoteMemory::none(0));
+        };
+        let lengths = results.iter().map(|result| result.data_length.get());
+        self.memory.shorten(std::iter::once(size_of_val(results) as u32).chain(lengths));
+        assert!(
+            self.memory.get().length() as usize == length,
+            "results that do not fit their data"
+        );
+    }
 }
 
 #[derive(Debug)]

@@ -203,6 +203,7 @@ impl Listener for Shm {
     type Stream = ShmServerStream;
     /// Readiness is what the rings hold at each look, not an edge.
     const SHORT_BLOCKS: bool = true;
+    const HAS_MEMORY: bool = true;
 
     fn accept(&mut self) -> io::Result<Option<ShmServerStream>> {
         if let Some(port) = self.admit_waiting()? {

@@ -4,12 +4,12 @@
 //! this side says that nothing more will come, and the peer's remaining bytes are read and thrown
 //! away until it has ended its side too, so that the last PDU is not lost to a reset.
 
-use super::ByteStream;
 use super::input::{IMPOSSIBLE, Input, Pull, Received};
 use super::queue::{SendQueue, Sent};
+use super::{ByteStream, PeerMemory};
 use crate::Buffer;
 use crate::pdu::Response;
-use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink};
+use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Walk};
 use std::io::{self, ErrorKind};
 use zerocopy::IntoBytes;
 
@@ -108,20 +108,17 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
     pub(super) fn push(
         &mut self,
         pdu: &[u8],
-        remote: RemoteMemory,
+        remote: RemoteMemory<'_>,
         payloads: &mut dyn Iterator<Item = Payload<B>>,
     ) -> Result<(), &'static str> {
-        if remote.key != 0
+        if remote.is_named()
             && let Some(memory) = self.stream.memory()
-            && let Some(placed) = Response::placed(pdu, remote.length)
+            && let Some(placed) = Response::placed(pdu, remote.length())
         {
-            let mut address = remote.address;
+            let mut walk = remote.walk();
             self.placed_bytes += placed.data_length.get() as usize;
             for Payload { buffer, range } in payloads {
-                let bytes = &buffer.as_ref()[range];
-                let put = Some(memory).filter(|memory| memory.key() == remote.key);
-                put.and_then(|memory| memory.put(address, bytes)).ok_or(ELSEWHERE)?;
-                address += bytes.len() as u64;
+                put(memory, &mut walk, &buffer.as_ref()[range]).ok_or(ELSEWHERE)?;
             }
             return self.output.push_small(placed.as_bytes());
         }
@@ -133,12 +130,11 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
     /// Copies `remote` out of the peer's memory. `None`: it lies in none.
     pub(super) fn fetch(
         &mut self,
-        remote: RemoteMemory,
+        remote: RemoteMemory<'_>,
         into: &mut [u8],
     ) -> Option<Result<(), &'static str>> {
-        let memory = self.stream.memory().filter(|_| remote.key != 0)?;
-        let get = Some(memory).filter(|memory| memory.key() == remote.key);
-        Some(get.and_then(|memory| memory.get(remote.address, into)).ok_or(ELSEWHERE))
+        let memory = self.stream.memory().filter(|_| remote.is_named())?;
+        Some(get(memory, &mut remote.walk(), into).ok_or(ELSEWHERE))
     }
 
     /// Bytes of payloads that were copied out of the receive buffer since this was last asked.
@@ -223,6 +219,28 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
     pub(super) fn is_broken(&self) -> bool {
         self.broken.is_some()
     }
+}
+
+/// Copies into memory, as far as `walk` is long. `None`: a piece of it is not the peer's.
+fn put(memory: &dyn PeerMemory, walk: &mut Walk<'_>, mut from: &[u8]) -> Option<()> {
+    while !from.is_empty() {
+        let piece = walk.step(from.len()).filter(|piece| piece.key.get() == memory.key())?;
+        let (bytes, rest) = from.split_at(piece.length.get() as usize);
+        memory.put(piece.address.get(), bytes)?;
+        from = rest;
+    }
+    Some(())
+}
+
+/// Copies out of memory. `None`: a piece of it is not the peer's.
+fn get(memory: &dyn PeerMemory, walk: &mut Walk<'_>, mut into: &mut [u8]) -> Option<()> {
+    while !into.is_empty() {
+        let piece = walk.step(into.len()).filter(|piece| piece.key.get() == memory.key())?;
+        let (bytes, rest) = into.split_at_mut(piece.length.get() as usize);
+        memory.get(piece.address.get(), bytes)?;
+        into = rest;
+    }
+    Some(())
 }
 
 /// What an error of the stream says about its peer.

@@ -64,6 +64,8 @@ pub trait Listener {
 
     /// A read or write that moved fewer bytes than it was given would block now.
     const SHORT_BLOCKS: bool;
+    /// Its streams' peers have memory: [`ByteStream::memory`] is there.
+    const HAS_MEMORY: bool = false;
 
     /// The next waiting peer, if there is one.
     ///

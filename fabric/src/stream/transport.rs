@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::input::{Pull, Received};
 use super::{ByteStream, Listener, Readiness};
 use crate::Buffer;
-use crate::pdu::{GoAway, GoAwayReason, ReadyToTransfer, Transfer, VALUE_BYTES_MAX};
+use crate::pdu::{FRAGMENTS_MAX, GoAway, GoAwayReason, ReadyToTransfer, Transfer, VALUE_BYTES_MAX};
 use crate::table::{EndedPulls, Table};
 use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
 use std::collections::VecDeque;
@@ -311,6 +311,10 @@ fn mark(list: &mut VecDeque<u16>, listed: &mut bool, number: u16) {
 impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
     type Buffer = B;
 
+    fn fragments_max(&self) -> u16 {
+        if L::HAS_MEMORY { FRAGMENTS_MAX as u16 } else { 0 }
+    }
+
     fn poll(&mut self, now_us: u64, sink: &mut dyn Sink<B>) -> bool {
         self.now_us = now_us;
         let reported = self.ended.report(sink);
@@ -331,7 +335,7 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         &mut self,
         conn: ConnId,
         pdu: &[u8],
-        remote: RemoteMemory,
+        remote: RemoteMemory<'_>,
         payloads: &mut dyn Iterator<Item = Payload<B>>,
     ) {
         let mut bytes_copied = 0;
@@ -345,8 +349,8 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         self.send_early(conn);
     }
 
-    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, mut buffer: B) {
-        let length = remote.length as usize;
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory<'_>, mut buffer: B) {
+        let length = remote.length() as usize;
         assert!(length <= VALUE_BYTES_MAX, "a pull longer than any value");
         assert!(length <= buffer.as_ref().len(), "a pull longer than its buffer");
         let Some(connection) = self.open(conn).filter(|_| length > 0) else {
@@ -365,7 +369,7 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
             return;
         }
         connection.expect(Pull { cid, length, filled: 0, buffer });
-        let transfer = Transfer { cid, offset: 0, length: remote.length };
+        let transfer = Transfer { cid, offset: 0, length: remote.length() };
         self.send(conn, ReadyToTransfer::new(transfer).as_bytes());
     }
 

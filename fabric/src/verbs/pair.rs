@@ -232,13 +232,20 @@ impl<B: Steady> Pair<B> {
 
     /// What the device says that it was given.
     pub(super) fn facts(&self) -> Result<PairFacts, ProviderError> {
+        use sys::ibv_qp_attr_mask as bits;
         let mut found = MaybeUninit::<sys::ibv_qp_attr>::zeroed();
         let mut made = MaybeUninit::<sys::ibv_qp_init_attr>::zeroed();
         // SAFETY: the queue pair was not destroyed, and there is room for both answers, for which all zeros is
         // a value: they are structs of numbers and pointers that are not followed.
         let (failed, found) = unsafe {
-            let all = i32::MAX & !(sys::ibv_qp_attr_mask::IBV_QP_RATE_LIMIT.0 as i32);
-            let failed = sys::ibv_query_qp(self.raw, found.as_mut_ptr(), all, made.as_mut_ptr());
+            let asked = (bits::IBV_QP_SQ_PSN
+                | bits::IBV_QP_RQ_PSN
+                | bits::IBV_QP_RETRY_CNT
+                | bits::IBV_QP_RNR_RETRY
+                | bits::IBV_QP_TIMEOUT
+                | bits::IBV_QP_ACCESS_FLAGS)
+                .0 as i32;
+            let failed = sys::ibv_query_qp(self.raw, found.as_mut_ptr(), asked, made.as_mut_ptr());
             (failed, found.assume_init())
         };
         if failed != 0 {

@@ -1,10 +1,19 @@
 //! The suite of the seam, over a kind fabric and over one that delays and loses.
 
-use forebay_fabric::conformance::{CONNECTIONS_MAX, Counted, Wire, run};
+use forebay_fabric::conformance::{CONNECTIONS_MAX, Counted, Wire, run, run_memory};
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeVerbs};
-use forebay_fabric::rdma::{LinePeer, RdmaConfig, RdmaTransport, Shape};
+use forebay_fabric::rdma::{Limits, LinePeer, RdmaConfig, RdmaTransport, Shape};
+use forebay_fabric::transport::Transport;
 use std::net::SocketAddr;
+
+const LARGE: Limits = Limits {
+    works: 2 * (256 + 4 + 1),
+    buffers: 512,
+    pieces: 16,
+    message_bytes: 1 << 20,
+    send_bytes: 512 << 10,
+};
 
 struct FakeWire {
     net: FakeNet,
@@ -14,7 +23,20 @@ struct FakeWire {
 
 impl FakeWire {
     fn new(seed: u64, profile: FakeProfile, shared: bool) -> Self {
-        let (net, address) = (FakeNet::new(seed, profile), SocketAddr::from(([10, 0, 0, 1], 7000)));
+        Self::over(FakeNet::new(seed, profile), shared)
+    }
+
+    /// Network cards on which a command has as many fragments as there ever are.
+    fn large(seed: u64, profile: FakeProfile) -> Self {
+        let net = FakeNet::new(seed, profile);
+        net.set_limits(LARGE);
+        let wire = Self::over(net, false);
+        assert_eq!(wire.transport.fragments_max(), 256);
+        wire
+    }
+
+    fn over(net: FakeNet, shared: bool) -> Self {
+        let address = SocketAddr::from(([10, 0, 0, 1], 7000));
         let config = RdmaConfig {
             connections_max: CONNECTIONS_MAX,
             receives: 32,
@@ -53,6 +75,8 @@ impl Wire for FakeWire {
 #[test]
 fn simulated_verbs_conform() {
     run(&mut || FakeWire::new(1, FakeProfile::kind(), false), 1);
+    run_memory(&mut || FakeWire::new(1, FakeProfile::kind(), false), 1);
+    run_memory(&mut || FakeWire::large(1, FakeProfile::kind()), 1);
 }
 
 #[test]
@@ -67,5 +91,7 @@ fn simulated_verbs_conform_when_packets_are_lost() {
         let profile =
             FakeProfile { failure: 0, cut: 0, mail_loss: 0, retries: 60, ..FakeProfile::rough() };
         run(&mut || FakeWire::new(seed, profile, seed == 4), seed);
+        run_memory(&mut || FakeWire::new(seed, profile, seed == 4), seed);
+        run_memory(&mut || FakeWire::large(seed, profile), seed);
     }
 }

@@ -7,17 +7,18 @@ use crate::house::{FakeConnector, House, address, connect, try_connect};
 use bytes::Bytes;
 use forebay_fabric::Status;
 use forebay_fabric::client::{Done, NamespaceId, Pipeline, Request};
-use forebay_fabric::conformance::Peer;
+use forebay_fabric::conformance::{MemoryPeer, Peer};
 use forebay_fabric::pdu::{
-    Auth, Command, Hello, Offer, Opcode, Outcome, PduType, Ping, Response, VERSION, crc32c,
+    Auth, Command, Fragment, Hello, Offer, Opcode, Outcome, PduType, Ping, Response, VERSION,
+    crc32c,
 };
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::fake::{FakeNet, FakeProfile, FakeVerbs};
 use forebay_fabric::rdma::{Event, LinePeer, Note, Provider, RdmaConfig, RdmaTransport, Shape};
-use forebay_fabric::transport::{CloseReason, ConnId, RemoteMemory, Sink, Transport};
+use forebay_fabric::transport::{CloseReason, ConnId, Sink, Transport};
 use std::collections::{BTreeMap, BTreeSet};
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U32;
 
 const NS: NamespaceId = NamespaceId(16);
 const TIMEOUT_US: u32 = 400_000;
@@ -285,12 +286,12 @@ fn until(
     panic!("it did not happen");
 }
 
-fn retrieve(cid: u16, remote: RemoteMemory) -> Vec<u8> {
+fn retrieve(cid: u16, memory: Fragment) -> Vec<u8> {
     let mut command = Command::new(Opcode::Retrieve, cid);
     command.namespace = U32::new(NS.0);
-    command.data_length = U32::new(remote.length);
-    command.address = U64::new(remote.address);
-    command.memory_key = U32::new(remote.key);
+    command.data_length = memory.length;
+    command.address = memory.address;
+    command.memory_key = memory.key;
     command.seal(&[], b"key", &[]);
     [command.as_bytes(), b"key"].concat()
 }
@@ -301,23 +302,15 @@ fn a_client_that_names_memory_that_it_does_not_have_loses_its_connection_only() 
     let mut good = connect(&house, 5);
     let data = Bytes::from(vec![5; 10_000]);
     good.call(Request::store(NS, b"key", data.clone())).unwrap();
-    let mine = |peer: &mut RawPeer| peer.expect(0, 10_000);
-    type Lie = fn(RemoteMemory) -> RemoteMemory;
-    let lies: [Lie; 4] = [
-        |real| RemoteMemory { key: real.key ^ 0xffff, ..real },
-        |real| RemoteMemory { address: real.address - 1, ..real },
-        |real| RemoteMemory { address: real.address + (1 << 20), ..real },
-        |real| RemoteMemory { address: u64::MAX - 10, ..real },
-    ];
-    for lie in lies {
+    for lie in 0..5 {
         let mut bad = raw_peer(&house, client_shape(8));
-        let remote = lie(mine(&mut bad));
-        bad.send(&retrieve(0, remote));
+        let lies = bad.elsewhere(10_000);
+        bad.send(&retrieve(0, lies[lie]));
         until(&house, &mut bad, |peer| peer.is_closed());
         assert_eq!(good.call(Request::retrieve(NS, b"key", 0, 10_000)).unwrap().data, data);
     }
     let counters = house.borrow().server.as_ref().unwrap().counters();
-    assert_eq!((counters.protocol_errors, counters.connections_open), (4, 1));
+    assert_eq!((counters.protocol_errors, counters.connections_open), (5, 1));
 }
 
 #[test]
@@ -360,7 +353,7 @@ fn a_client_that_hangs_in_the_middle_is_reaped_and_its_buffers_come_back() {
     good.call(Request::store(NS, b"key", Bytes::from(vec![5; 100_000]))).unwrap();
     let mut bad = raw_peer(&house, client_shape(8));
     for cid in 0..8 {
-        let remote = bad.expect(cid, 100_000);
+        let remote = bad.share(&[0; 100_000]);
         bad.send(&retrieve(cid, remote));
     }
     for _ in 0..3 {
@@ -470,10 +463,10 @@ fn a_response_waits_for_the_read_of_its_command() {
     };
     let first = peer.lend(1, vec![7; 100_000]);
     let second = peer.lend(2, vec![8; 100_000]);
-    transport.pull(conn, 1, first, vec![0; 100_000]);
+    transport.pull(conn, 1, first.get(), vec![0; 100_000]);
     transport.flush(net.now_us());
     // This one has not begun when it is answered: it never will.
-    transport.pull(conn, 2, second, vec![0; 100_000]);
+    transport.pull(conn, 2, second.get(), vec![0; 100_000]);
     transport.send(conn, response(1).as_bytes());
     transport.send(conn, response(2).as_bytes());
     let mut answers = 0;

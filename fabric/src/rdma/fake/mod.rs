@@ -21,7 +21,7 @@ use std::fmt::{Debug, Formatter};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-/// What every simulated queue pair can do: little, so that splitting is exercised.
+/// What simulated queue pairs can do, if nothing else is said: little, so that splitting is exercised.
 const LIMITS: Limits =
     Limits { works: 160, buffers: 256, pieces: 4, message_bytes: 64 << 10, send_bytes: 512 << 10 };
 
@@ -58,6 +58,11 @@ impl FakeNet {
         self.0.borrow_mut().profile = profile;
     }
 
+    /// From now on new processes have network cards that can do so much.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.borrow_mut().limits = limits;
+    }
+
     /// A process that takes connections at `address`.
     #[must_use]
     pub fn listen<B>(&self, address: SocketAddr) -> FakeVerbs<B> {
@@ -70,9 +75,11 @@ impl FakeNet {
     #[must_use]
     pub fn process<B>(&self) -> FakeVerbs<B> {
         let process = self.0.borrow_mut().join();
+        let limits = self.0.borrow().limits;
         FakeVerbs {
             net: Rc::clone(&self.0),
             process,
+            limits,
             queues: Vec::new(),
             requests: Vec::new(),
             shared: Vec::new(),
@@ -116,6 +123,7 @@ pub struct FakeCounters {
 pub struct FakeVerbs<B> {
     net: Rc<RefCell<Net>>,
     process: ProcessId,
+    limits: Limits,
     queues: Vec<(u16, Option<FakeQueue<B>>)>,
     /// Who has asked for a connection.
     requests: Vec<SideId>,
@@ -192,7 +200,7 @@ impl<B: Buffer> FakeVerbs<B> {
         place.0 = place.0.wrapping_add(1);
         let qp = Qp { slot: slot as u16, generation: place.0 };
         let side = self.net.borrow_mut().open(self.process, qp, shape);
-        place.1 = Some(FakeQueue::new(side, shape, LIMITS));
+        place.1 = Some(FakeQueue::new(side, shape, self.limits));
         Ok((qp, side))
     }
 
@@ -247,7 +255,7 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
     type Region = FakeRegion;
 
     fn limits(&self) -> Limits {
-        LIMITS
+        self.limits
     }
 
     fn shared_receives(&self) -> u32 {

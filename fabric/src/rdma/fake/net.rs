@@ -8,7 +8,7 @@
 //! manager may be lost for good: who waits for an answer is then refused, late; who was to hear that
 //! a connection is there, or over, never does.
 
-use super::super::provider::{Note, Qp, Shape, Violation};
+use super::super::provider::{Limits, Note, Qp, Shape, Violation};
 use crate::region::{Usage, WeakRegion};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -152,6 +152,7 @@ impl Bytes {
 pub(super) struct Net {
     pub rng: fastrand::Rng,
     pub profile: FakeProfile,
+    pub limits: Limits,
     pub now_us: u64,
     pub sides: BTreeMap<SideId, Side>,
     pub memory: BTreeMap<u32, Memory>,
@@ -169,6 +170,7 @@ impl Net {
         Self {
             rng: fastrand::Rng::with_seed(seed),
             profile,
+            limits: super::LIMITS,
             now_us: 0,
             sides: BTreeMap::new(),
             memory: BTreeMap::new(),

@@ -109,10 +109,10 @@ impl<P: Provider> RdmaTransport<P> {
     fn forget(&mut self, number: u16, sink: &mut dyn Sink<P::Buffer>) {
         let Some(connection) = self.connections.take(number) else { return };
         let Connection { id, mut channel, reason, announced, reported, .. } = *connection;
-        let (limits, reading) = (self.provider.limits(), &mut self.reading);
         self.pool.came_back(channel.granted());
+        let reading = &mut self.reading;
         self.provider.release(channel.qp, &mut |token, buffer| {
-            channel.read_ended(token, &limits, reading);
+            channel.read_ended(token, reading);
             sink.pulled(id, token as u16, buffer, false);
         });
         if announced && !reported {

@@ -19,10 +19,10 @@ mod seam;
 use super::chain::Chain;
 use super::channel::{Channel, Reading};
 use super::grants::Pool;
-use super::provider::{Event, Provider, Qp, Shape};
-use crate::pdu::{Response, VALUE_BYTES_MAX};
+use super::provider::{Event, Limits, Provider, Qp, Shape};
+use crate::pdu::{FRAGMENTS_MAX, Response, VALUE_BYTES_MAX};
 use crate::table::{EndedPulls, Table};
-use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory};
+use crate::transport::{CloseReason, ConnId, KeptMemory, Payload};
 use std::collections::VecDeque;
 
 /// How often the connections that wait for their peer are looked at, in microseconds.
@@ -31,6 +31,13 @@ const SWEEP_US: u64 = 100_000;
 const ATTEND_US: u64 = 200;
 /// After so many polls that found nothing, the provider is asked to wake a sleeper.
 const IDLE_POLLS: u32 = 16;
+
+/// How many fragments a command may have, so that a value in them takes at most half of a send queue, with
+/// its response: then neither READs nor responses have to wait for the others to pause.
+fn fragments_max(limits: &Limits) -> usize {
+    let rest = VALUE_BYTES_MAX.div_ceil(limits.message_bytes) + 1;
+    (limits.works / 2).saturating_sub(rest).min(FRAGMENTS_MAX)
+}
 
 /// The bounds of an [`RdmaTransport`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +107,7 @@ struct Connection<B> {
 struct Held<B> {
     token: u32,
     pdu: [u8; size_of::<Response>()],
-    remote: RemoteMemory,
+    remote: KeptMemory,
     payloads: Vec<Payload<B>>,
 }
 
@@ -138,8 +145,7 @@ impl<P: Provider> RdmaTransport<P> {
     #[must_use]
     pub fn new(provider: P, config: RdmaConfig) -> Self {
         let limits = provider.limits();
-        let works = Chain::<P::Buffer>::works_to_read(VALUE_BYTES_MAX, &limits);
-        assert!(limits.works >= 2 * works + 2 && limits.buffers >= 4, "queue pairs are too small");
+        assert!(fragments_max(&limits) > 0 && limits.buffers >= 4, "queue pairs are too small");
         let count = config.connections_max;
         let pool = Pool::new(provider.shared_receives());
         Self {

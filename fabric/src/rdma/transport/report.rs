@@ -91,11 +91,11 @@ impl<P: Provider> RdmaTransport<P> {
         complete: bool,
         sink: &mut dyn Sink<P::Buffer>,
     ) {
-        let (limits, now_us) = (self.provider.limits(), self.now_us);
+        let now_us = self.now_us;
         let Some(connection) = self.connections.at(number) else {
             return;
         };
-        connection.channel.read_ended(token, &limits, &mut self.reading);
+        connection.channel.read_ended(token, &mut self.reading);
         connection.progress_us = now_us;
         let id = connection.id;
         sink.pulled(id, token as u16, buffer, complete);
@@ -121,7 +121,7 @@ impl<P: Provider> RdmaTransport<P> {
             return;
         }
         let channel = &mut connection.channel;
-        let delivered = deliver(channel, &pdu, remote, &mut payloads.into_iter(), &limits);
+        let delivered = deliver(channel, &pdu, remote.get(), &mut payloads.into_iter(), &limits);
         let bytes_copied = channel.output.take_copied();
         self.bytes_copied += bytes_copied;
         if !delivered {

@@ -1,11 +1,11 @@
 //! The seam: what the server asks for.
 
-use super::{ATTEND_US, Held, IDLE_POLLS, Phase, RdmaTransport};
+use super::{ATTEND_US, Held, IDLE_POLLS, Phase, RdmaTransport, fragments_max};
 use crate::Buffer;
 use crate::pdu::{COMMON_HEADER_BYTES, CommonHeader, PduType, Response, VALUE_BYTES_MAX};
-use crate::rdma::channel::{Channel, Waiting};
+use crate::rdma::channel::Channel;
 use crate::rdma::provider::{Limits, Provider};
-use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
+use crate::transport::{CloseReason, ConnId, KeptMemory, Payload, RemoteMemory, Sink, Transport};
 use std::os::fd::BorrowedFd;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -19,15 +19,15 @@ pub(super) fn answered(pdu: &[u8]) -> Option<u32> {
 pub(super) fn deliver<B: Buffer>(
     channel: &mut Channel<B>,
     pdu: &[u8],
-    remote: RemoteMemory,
+    remote: RemoteMemory<'_>,
     payloads: &mut dyn Iterator<Item = Payload<B>>,
     limits: &Limits,
 ) -> bool {
     if data_bytes(pdu) == 0 {
         return channel.output.push_pdu(pdu, channel.message_bytes());
     }
-    if remote.key != 0
-        && let Some(placed) = Response::placed(pdu, remote.length)
+    if remote.is_named()
+        && let Some(placed) = Response::placed(pdu, remote.length())
     {
         channel.output.push_written(placed.as_bytes(), remote, payloads, limits);
         return true;
@@ -43,6 +43,10 @@ fn data_bytes(pdu: &[u8]) -> usize {
 
 impl<P: Provider> Transport for RdmaTransport<P> {
     type Buffer = P::Buffer;
+
+    fn fragments_max(&self) -> u16 {
+        fragments_max(&self.provider.limits()) as u16
+    }
 
     fn poll(&mut self, now_us: u64, sink: &mut dyn Sink<P::Buffer>) -> bool {
         self.now_us = now_us;
@@ -72,7 +76,7 @@ impl<P: Provider> Transport for RdmaTransport<P> {
         &mut self,
         conn: ConnId,
         pdu: &[u8],
-        remote: RemoteMemory,
+        remote: RemoteMemory<'_>,
         payloads: &mut dyn Iterator<Item = Payload<P::Buffer>>,
     ) {
         let limits = self.provider.limits();
@@ -88,29 +92,34 @@ impl<P: Provider> Transport for RdmaTransport<P> {
             // No allocation: who sends data is answered without any.
             let pdu = pdu.try_into().map_err(|_| "a response of another length")?;
             let payloads = payloads.collect();
+            let remote = KeptMemory::of(remote);
             connection.held.push(Held { token, pdu, remote, payloads });
             Ok(())
         });
         self.bytes_copied += bytes_copied;
     }
 
-    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory, buffer: P::Buffer) {
-        let length = remote.length as usize;
+    fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory<'_>, buffer: P::Buffer) {
+        let length = remote.length() as usize;
         assert!(length <= VALUE_BYTES_MAX, "a pull longer than any value");
         assert!(length <= buffer.as_ref().len(), "a pull longer than its buffer");
-        let possible = self.open(conn).is_some_and(|found| found.channel.can_read());
-        if length == 0 || !possible {
-            let complete = length == 0 && self.open(conn).is_some();
-            self.ended.add(conn, cid, buffer, complete);
-            if length > 0 {
-                self.queue(conn, |_| Err("a peer that answers no READs"));
+        let open = self.open(conn).map(|found| found.channel.can_read());
+        let cannot = match open {
+            Some(_) if length == 0 => None,
+            Some(false) => Some("a peer that answers no READs"),
+            Some(true) if !remote.is_named() => Some("data in no memory"),
+            Some(true) => {
+                return self.queue(conn, |connection| {
+                    connection.channel.want(cid.into(), remote, buffer);
+                    Ok(())
+                });
             }
-            return;
+            None => None,
+        };
+        self.ended.add(conn, cid, buffer, length == 0 && open.is_some());
+        if let Some(what) = cannot {
+            self.queue(conn, |_| Err(what));
         }
-        self.queue(conn, |connection| {
-            connection.channel.waiting.push_back(Waiting { token: cid.into(), remote, buffer });
-            Ok(())
-        });
     }
 
     fn close(&mut self, conn: ConnId, abort: bool) {
