@@ -3,7 +3,7 @@
 
 FUZZ_SECONDS ?= 30
 # For `make bench`: --quick, --only count|engine|large|small|shm|memory|disk
-# For `make bench-vm`: --quick, --only count|guest
+# For `make bench-vm`: --quick, --only count,guest,rdma
 BENCH ?=
 # For `make test-vm`: which tests, by a part of their names
 VM ?=
@@ -46,7 +46,8 @@ test-vm: build
 	FOREBAY_VM=$(CURDIR)/target/vm RUST_LIB_BACKTRACE=0 cargo test -p forebay-tests --test vm $(ALL_FEATURES) -- --test-threads=1 $(VM)
 
 test-rdma: build
-	@tests/scripts/need.sh ibv_devices:ibverbs-utils,ibverbs-providers rdma:iproute2
+	@tests/scripts/need.sh ibv_devices:ibverbs-utils,ibverbs-providers rdma:iproute2 rping:rdmacm-utils \
+		ib_write_bw:perftest
 	@tests/vm/prepare.sh target/vm
 	FOREBAY_RXE_TESTS=$$(cargo test -p forebay-fabric $(ALL_FEATURES) --test rxe --no-run --message-format=json | \
 		sed -n 's/.*"executable":"\([^"]*\/rxe-[^"]*\)".*/\1/p') FOREBAY_VM=$(CURDIR)/target/vm \

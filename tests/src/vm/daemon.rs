@@ -4,9 +4,14 @@ use super::clock::wait_until;
 use super::machine::{Machine, Process};
 use anyhow::{Context as _, bail, ensure};
 use forebay_fabric::client::{Client, ClientConfig, Pipeline};
+use serde_json::Value;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+/// The first port by RDMA: one for each reactor.
+pub const RDMA_PORT: u16 = 7500;
+/// Which of the daemon's listeners that is: the one by TCP is the first.
+const RDMA_LISTENER: usize = 1;
 /// How long a start or an end may take; a recovery in the guest is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The deadline of an operation: longer than a driver's timeout, abort and reset together.
@@ -39,6 +44,7 @@ pub struct DaemonOptions {
     devices: Vec<DeviceLine>,
     reactors: u16,
     timeout_ms: Option<u32>,
+    rdma: Option<Ipv4Addr>,
     setup: String,
     wrapper: String,
 }
@@ -49,7 +55,7 @@ impl DaemonOptions {
     pub fn new(name: &str, devices: impl IntoIterator<Item = DeviceLine>) -> Self {
         let (name, devices) = (name.to_owned(), devices.into_iter().collect());
         let (setup, wrapper) = (String::new(), String::new());
-        Self { name, devices, reactors: 1, timeout_ms: None, setup, wrapper }
+        Self { name, devices, reactors: 1, timeout_ms: None, rdma: None, setup, wrapper }
     }
 
     /// With so many reactors, each on a core of its own.
@@ -63,6 +69,13 @@ impl DaemonOptions {
     #[must_use]
     pub fn timeout_ms(mut self, timeout_ms: u32) -> Self {
         self.timeout_ms = Some(timeout_ms);
+        self
+    }
+
+    /// Listening by RDMA, too, at [`RDMA_PORT`] of this address and the ports behind it.
+    #[must_use]
+    pub fn rdma(mut self, address: Ipv4Addr) -> Self {
+        self.rdma = Some(address);
         self
     }
 
@@ -84,10 +97,14 @@ impl DaemonOptions {
         let cores: Vec<_> = (0..self.reactors).collect();
         let devices: String =
             self.devices.iter().map(|device| device.to_toml(self.timeout_ms)).collect();
+        let listen = |address| {
+            format!("[[listen]]\ntransport = \"rdma\"\naddress = \"{address}:{RDMA_PORT}\"\n")
+        };
+        let rdma = self.rdma.map(listen).unwrap_or_default();
         format!(
             "[daemon]\ncores = {cores:?}\narena = \"128MiB\"\nindex = \"16MiB\"\n\
              admin_socket = \"/run/{}.sock\"\n{devices}\
-             [[listen]]\ntransport = \"tcp\"\naddress = \"0.0.0.0:{port}\"\n\
+             [[listen]]\ntransport = \"tcp\"\naddress = \"0.0.0.0:{port}\"\n{rdma}\
              [[namespace]]\nname = \"default\"\nclass = \"durable\"\n\
              [log]\nlevel = \"debug\"\n",
             self.name
@@ -157,6 +174,36 @@ impl<'m, 'p> Daemon<'m, 'p> {
     /// It does not answer.
     pub fn client(&self) -> anyhow::Result<Client> {
         Ok(Client::connect(self.client_config())?)
+    }
+
+    /// What each reactor says of itself.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn reports(&self) -> anyhow::Result<Vec<Value>> {
+        let mut client = self.client()?;
+        let reactors = 0..client.pipeline().reactors();
+        reactors.map(|reactor| Ok(serde_json::from_str(&client.stats(reactor)?)?)).collect()
+    }
+
+    /// Over all reactors, a count of what has come by RDMA, like `connections_open`.
+    ///
+    /// # Errors
+    /// It does not answer, or counts no such thing.
+    pub fn rdma_count(&self, what: &str) -> anyhow::Result<u64> {
+        let of = |report: &Value| report["listeners"][RDMA_LISTENER][what].as_u64();
+        let counts: Option<Vec<u64>> = self.reports()?.iter().map(of).collect();
+        Ok(counts.with_context(|| format!("no count of {what}"))?.iter().sum())
+    }
+
+    /// Bytes of the arena that nothing uses, of all reactors.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn arena_free_bytes(&self) -> anyhow::Result<u64> {
+        let of = |report: &Value| report["memory_free_bytes"].as_u64();
+        let free: Option<Vec<u64>> = self.reports()?.iter().map(of).collect();
+        Ok(free.context("no memory_free_bytes")?.iter().sum())
     }
 
     /// A client with many commands in flight.

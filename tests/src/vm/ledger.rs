@@ -4,10 +4,12 @@
 //! asked for; each later one that was asked for and not acknowledged may be there instead. Values
 //! follow from their seeds, so the ledger is small, and survives the machine.
 
+use super::clock::now;
 use anyhow::{Context as _, ensure};
 use forebay_fabric::Status;
 use forebay_fabric::client::{Client, Done, NamespaceId, Pipeline, Request};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// What one key may hold.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +27,8 @@ pub struct Ledger {
     length_max: usize,
     next_seed: u64,
     known: BTreeMap<u64, Known>,
-    in_flight: BTreeSet<u64>,
+    /// Since when each key has a store in flight.
+    in_flight: BTreeMap<u64, Instant>,
 }
 
 /// How far a round of writing is.
@@ -35,6 +38,8 @@ pub struct Written {
     pub acknowledged: u64,
     /// Stores that ended otherwise.
     pub failed: u64,
+    /// How long the longest of them took, from its submission to its end.
+    pub longest: Duration,
 }
 
 /// What a look at every key has found.
@@ -53,7 +58,7 @@ impl Ledger {
     #[must_use]
     pub fn new(keys: u64, length_max: usize, seed: u64) -> Self {
         // Above the 32 bits that count a run's values.
-        let (known, in_flight) = (BTreeMap::new(), BTreeSet::new());
+        let (known, in_flight) = (BTreeMap::new(), BTreeMap::new());
         Self { keys, length_max, next_seed: seed << 32, known, in_flight }
     }
 
@@ -143,7 +148,8 @@ impl Ledger {
         client.poll(&mut done, 10_000)?;
         for Done { tag, status, .. } in done {
             let key = tag % self.keys;
-            self.in_flight.remove(&key);
+            let took = self.in_flight.remove(&key).map(|since| since.elapsed());
+            written.longest = written.longest.max(took.unwrap_or_default());
             let known = self.known.get_mut(&key).context("no such store")?;
             if status == Status::Ok {
                 written.acknowledged += 1;
@@ -161,11 +167,11 @@ impl Ledger {
         let (name, value) = (Self::name(key), self.value(seed));
         let request = Request::store(NAMESPACE, name.as_bytes(), value.into()).with_tag(seed);
         // Of two stores of one key in flight, either may be the last.
-        if self.in_flight.contains(&key) || client.submit(request).is_err() {
+        if self.in_flight.contains_key(&key) || client.submit(request).is_err() {
             return false;
         }
         self.next_seed += 1;
-        self.in_flight.insert(key);
+        self.in_flight.insert(key, now());
         self.known.entry(key).or_default().possible.push(seed);
         true
     }

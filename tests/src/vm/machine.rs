@@ -5,30 +5,25 @@ use super::clock::wait_until;
 use super::drive::{self, Backing};
 use super::lines::Lines;
 use super::nbd::Nbd;
-use super::place::{Place, bound_to_this_thread};
+use super::place::Place;
+use super::qemu;
 use super::qmp::Qmp;
 use anyhow::{Context as _, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
+use std::rc::Rc;
 use std::time::Duration;
 
-/// Cores of a machine: a daemon with two reactors has both.
-const CORES: u32 = 2;
-/// Its memory, in MiB.
-const MEMORY_MIB: u32 = 2048;
 /// How long a boot may take.
 const BOOT: Duration = Duration::from_secs(180);
 /// How long a short command may take.
 const COMMAND: Duration = Duration::from_secs(120);
 /// How long a controller may take to come or go.
 const HOTPLUG: Duration = Duration::from_secs(180);
-/// Ports in a row that lead into the guest.
-const PORTS: u16 = 4;
 
 /// See the module. What the guest is asked while it hangs ends in an error.
 #[derive(Debug)]
@@ -39,8 +34,8 @@ pub struct Machine<'p> {
     agent: RefCell<Agent>,
     qmp: RefCell<Qmp>,
     port: u16,
-    /// One machine at a time.
-    _lock: Flock<File>,
+    /// The machines of one test at a time.
+    lock: Rc<Flock<File>>,
 }
 
 impl<'p> Machine<'p> {
@@ -48,7 +43,19 @@ impl<'p> Machine<'p> {
         let lock = File::create(lock_file()).context("the lock of the machine")?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive);
         let lock = lock.map_err(|(_, error)| error).context("waiting for the other machine")?;
-        let (port, mut caches, mut media) = (free_ports()?, Vec::new(), Vec::new());
+        Self::under(Rc::new(lock), place)
+    }
+
+    /// Boots another machine while this one runs.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn boot_beside<'q>(&self, place: &'q Place) -> anyhow::Result<Machine<'q>> {
+        Machine::under(Rc::clone(&self.lock), place)
+    }
+
+    fn under(lock: Rc<Flock<File>>, place: &'p Place) -> anyhow::Result<Self> {
+        let (port, mut caches, mut media) = (qemu::free_ports()?, Vec::new(), Vec::new());
         for (number, drive) in place.drives.iter().enumerate() {
             let mut path = place.media(number);
             if drive.backing == Backing::Volatile {
@@ -58,7 +65,7 @@ impl<'p> Machine<'p> {
             }
             media.push(path);
         }
-        let mut qemu = start_qemu(place, &media, port)?;
+        let mut qemu = qemu::start(place, &media, port)?;
         let (agent, qmp) = match connect(place, &mut qemu) {
             Ok((agent, qmp)) => (RefCell::new(agent), RefCell::new(qmp)),
             Err(error) => {
@@ -68,7 +75,7 @@ impl<'p> Machine<'p> {
                 return Err(error.context(format!("the machine does not boot: {said}\n{console}")));
             }
         };
-        Ok(Self { place, qemu, caches, agent, qmp, port, _lock: lock })
+        Ok(Self { place, qemu, caches, agent, qmp, port, lock })
     }
 
     /// What it is made of.
@@ -255,6 +262,12 @@ pub struct Process<'m, 'p> {
 }
 
 impl Process<'_, '_> {
+    /// Its number in the guest.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Sends a signal (`KILL`, `TERM`) to it.
     ///
     /// # Errors
@@ -302,70 +315,9 @@ impl Process<'_, '_> {
     }
 }
 
-/// Held while a machine runs: one for each user of this host, whichever checkout the tests are of.
+/// Held while a test's machines run: one for each user of this host, whichever checkout the tests are of.
 fn lock_file() -> PathBuf {
     Path::new("/tmp").join(format!("forebay-vm-{}.lock", nix::unistd::getuid()))
-}
-
-fn start_qemu(place: &Place, media: &[PathBuf], port: u16) -> anyhow::Result<Child> {
-    let log = File::create(place.path("qemu.log"))?;
-    let mut command = bound_to_this_thread("qemu-system-x86_64");
-    command.current_dir(place.folder()).args(arguments(place, media, port));
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    command
-        .spawn()
-        .context("cannot start qemu-system-x86_64: run `make test-vm`, which installs it")
-}
-
-fn arguments(place: &Place, media: &[PathBuf], port: u16) -> Vec<String> {
-    let (kernel, initramfs) = (place.prepared.kernel(), place.prepared.initramfs());
-    let agent = place.prepared.agent().display();
-    let mut all: Vec<String> = Vec::new();
-    let mut add = |option: &str, value: String| all.extend([option.to_owned(), value]);
-    add("-M", "q35,kernel-irqchip=split".to_owned());
-    add("-accel", "tcg,thread=multi".to_owned());
-    add("-cpu", "max".to_owned());
-    add("-smp", CORES.to_string());
-    add("-m", format!("{MEMORY_MIB}M"));
-    add("-display", "none".to_owned());
-    add("-kernel", kernel.display().to_string());
-    add("-initrd", initramfs.display().to_string());
-    let iommu = if place.iommu { "intel_iommu=on iommu=pt" } else { "intel_iommu=off" };
-    // On a busy host the kernel would find that its timer does not work, and give up.
-    let console = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check";
-    let modules = place.prepared.modules();
-    let ours = format!("forebay.agent={agent} forebay.modules={}", modules.display());
-    add("-append", format!("{console} {iommu} {ours}"));
-    if place.iommu {
-        let iommu = "intel-iommu,intremap=on,caching-mode=on,aw-bits=48";
-        add("-device", iommu.to_owned());
-    }
-    add("-chardev", "file,id=console,path=console.log,append=on".to_owned());
-    add("-serial", "chardev:console".to_owned());
-    for (name, path, how) in [("host", "/", ",readonly=on,multidevs=remap"), ("share", "share", "")]
-    {
-        add("-fsdev", format!("local,id={name},path={path},security_model=none{how}"));
-        add("-device", format!("virtio-9p-pci,fsdev={name},mount_tag={name},ioeventfd=off"));
-    }
-    // Each queue's eventfd would be looked at whenever QEMU's main loop wakes, which a drive's doorbell has
-    // it do: those of a serial device of the usual size take more than half of the drive's speed.
-    add("-device", "virtio-serial-pci,max_ports=2,ioeventfd=off".to_owned());
-    add("-chardev", "socket,id=agent,path=agent.sock,server=on,wait=off".to_owned());
-    add("-device", "virtserialport,chardev=agent,name=agent".to_owned());
-    add("-qmp", "unix:qmp.sock,server=on,wait=off".to_owned());
-    let forwards =
-        (port..port + PORTS).map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:{port}"));
-    add("-netdev", format!("user,id=net{}", forwards.collect::<String>()));
-    add("-device", "virtio-net-pci,netdev=net,romfile=,ioeventfd=off".to_owned());
-    for (number, (drive, media)) in place.drives.iter().zip(media).enumerate() {
-        add("-device", drive::root_port(number));
-        for node in drive.nodes(number, media) {
-            add("-blockdev", node.to_string());
-        }
-        add("-device", drive.device(number).to_string());
-    }
-    all.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
-    all
 }
 
 fn connect(place: &Place, qemu: &mut Child) -> anyhow::Result<(Agent, Qmp)> {
@@ -387,17 +339,4 @@ fn end(qemu: &mut Child) {
     if qemu.kill().is_ok() {
         qemu.wait().map(drop).unwrap_or_default();
     }
-}
-
-/// The first of [`PORTS`] ports in a row that nobody listens on.
-fn free_ports() -> anyhow::Result<u16> {
-    for _ in 0..100 {
-        let first = TcpListener::bind("127.0.0.1:0").context("no port of 127.0.0.1 is free")?;
-        let port = first.local_addr()?.port();
-        let Some(last) = port.checked_add(PORTS - 1) else { continue };
-        if (port + 1..=last).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return Ok(port);
-        }
-    }
-    bail!("no {PORTS} ports in a row are free")
 }

@@ -5,8 +5,8 @@
 //! * the guest sees the host's files, so it runs the very binaries that were built; nothing that it
 //!   writes reaches the host, but for the folder `/vm`, which it shares with its test;
 //! * every wait has an end: a guest that hangs fails its test, with the console's last words;
-//! * one machine runs at a time on this host, whatever the test runner does; it dies with the thread
-//!   that booted it, and its folder goes with it. A test that fails leaves its logs in the folder
+//! * the machines of one test run at a time on this host, whatever the test runner does; they die with the
+//!   thread that booted them, and their folders go with them. A test that fails leaves its logs in the folder
 //!   `failed` of the prepared one.
 //!
 //! What breaks it: a guest that is measured by the clock. It runs in software emulation, ten to fifty
@@ -27,12 +27,14 @@ mod machine;
 mod nbd;
 mod place;
 mod prepared;
+mod qemu;
 mod qmp;
+mod rdma;
 pub mod wire;
 
 pub use agent::{Ended, Output};
 pub use clock::{now, sleep, wait_until};
-pub use daemon::{Daemon, DaemonOptions, DeviceLine};
+pub use daemon::{Daemon, DaemonOptions, DeviceLine, RDMA_PORT};
 pub use drive::{Backing, Drive};
 pub use faults::{Fault, FaultEvent};
 pub use ledger::{Audit, Ledger, Written};
@@ -41,3 +43,4 @@ pub use nbd::Nbd;
 pub use place::Place;
 pub use prepared::Prepared;
 pub use qmp::{Qmp, QmpError};
+pub use rdma::RdmaObjects;

@@ -21,12 +21,22 @@ const PREFIX: &str = "forebay-vm-place-";
 /// The file in it that is locked as long as it is needed.
 const ALIVE: &str = "alive";
 
+/// Which end of a wire between two machines it is; the path is the wire's socket.
+#[derive(Clone, Debug)]
+pub(super) enum Wire {
+    /// The end that is there first, and stays when the other one goes and comes back.
+    Listens(PathBuf),
+    /// The other one.
+    Connects(PathBuf),
+}
+
 /// A machine that can be booted, again and again, on the same drives. See the module above.
 #[derive(Debug)]
 pub struct Place {
     pub(super) prepared: Prepared,
     pub(super) drives: Vec<Drive>,
     pub(super) iommu: bool,
+    pub(super) wire: Option<Wire>,
     name: String,
     folder: tempfile::TempDir,
     /// Held as long as the folder is needed, wherever its process is seen from.
@@ -51,7 +61,7 @@ impl Place {
         let _alive = alive.map_err(|(_, error)| error).context("a new folder is somebody's")?;
         std::fs::create_dir(folder.path().join("share"))?;
         let (prepared, name, drives) = (prepared.clone(), name.to_owned(), Vec::new());
-        Ok(Self { prepared, drives, iommu: true, name, folder, _alive })
+        Ok(Self { prepared, drives, iommu: true, wire: None, name, folder, _alive })
     }
 
     /// Adds a drive; the first one is number 0.
@@ -73,6 +83,20 @@ impl Place {
         self
     }
 
+    /// With a second network device, whose wire waits for another machine.
+    #[must_use]
+    pub fn with_wire(mut self) -> Self {
+        self.wire = Some(Wire::Listens(self.path("wire.sock")));
+        self
+    }
+
+    /// With a second network device, at the wire of `other`: a machine that was booted before, and runs.
+    #[must_use]
+    pub fn wired_to(mut self, other: &Self) -> Self {
+        self.wire = Some(Wire::Connects(other.path("wire.sock")));
+        self
+    }
+
     /// Boots it.
     ///
     /// # Errors
@@ -91,6 +115,12 @@ impl Place {
     #[must_use]
     pub fn binary(&self, name: &str) -> PathBuf {
         self.prepared.binary(name)
+    }
+
+    /// A program of the tests that runs in the guest.
+    #[must_use]
+    pub fn helper(&self, name: &str) -> PathBuf {
+        self.prepared.helper(name)
     }
 
     /// The folder that is `/vm` in the guest.

@@ -82,6 +82,12 @@ impl Prepared {
     pub fn binary(&self, name: &str) -> PathBuf {
         self.binaries.join(name)
     }
+
+    /// A program of the tests that runs in the guest, beside the agent.
+    #[must_use]
+    pub fn helper(&self, name: &str) -> PathBuf {
+        self.agent.with_file_name(name)
+    }
 }
 
 /// Says it where a test runner does not swallow it.

@@ -6,9 +6,13 @@ use std::collections::BTreeMap;
 
 /// The drives of a pool: one with blocks of 4 KiB, one with blocks of 512 bytes.
 pub(crate) fn two_drives(one: fn(u64) -> Drive) -> Option<Place> {
-    let place = place()?;
+    place().map(|place| with_two_drives(place, one))
+}
+
+/// The same for a place that is there already.
+pub(crate) fn with_two_drives(place: Place, one: fn(u64) -> Drive) -> Place {
     let place = place.drive(one(DRIVE_BYTES).lba_bytes(4096)).unwrap();
-    Some(place.drive(one(DRIVE_BYTES)).unwrap())
+    place.drive(one(DRIVE_BYTES)).unwrap()
 }
 
 /// Binds both drives, and says how a daemon is to use them.

@@ -69,7 +69,7 @@ pub(crate) fn measure(effort: Effort, metrics: &mut Metrics) -> anyhow::Result<(
 }
 
 /// `release`, or `debug`.
-fn program_folder() -> anyhow::Result<std::ffi::OsString> {
+pub(crate) fn program_folder() -> anyhow::Result<std::ffi::OsString> {
     let program = std::env::current_exe().context("this program's own path")?;
     let folder = program.parent().and_then(Path::file_name);
     Ok(folder.context("a folder around this program")?.to_owned())

@@ -1,4 +1,4 @@
-//! `vm-bench`: how fast the driver of a drive of our own is, beside the kernel's.
+//! `vm-bench`: how fast the driver of a drive of our own is, beside the kernel's; and RDMA, beside perftest.
 //!
 //! Guarantees: a ratio compares two things that ran one after the other in the same boot of the same
 //! virtual machine, on the same core, in interleaved rounds; its value is the median of the rounds'
@@ -11,6 +11,7 @@
 
 mod count;
 mod guest;
+mod rdma;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
@@ -20,9 +21,9 @@ use std::process::ExitCode;
 /// Measures the NVMe driver beside the kernel's and fio.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Only the part of this name: count or guest
-    #[arg(long, value_name = "NAME")]
-    only: Option<String>,
+    /// Only the parts of these names: count, guest, rdma
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
     /// One short round, and no goal counts: shows that it works, not how fast
     #[arg(long)]
     quick: bool,
@@ -56,7 +57,8 @@ impl Effort {
 
 type Part = fn(Effort, &mut Metrics) -> anyhow::Result<()>;
 
-const PARTS: [(&str, Part); 2] = [("count", count::measure), ("guest", guest::measure)];
+const PARTS: [(&str, Part); 3] =
+    [("count", count::measure), ("guest", guest::measure), ("rdma", rdma::measure)];
 
 fn main() -> ExitCode {
     let Arguments { only, quick, task } = Arguments::parse();
@@ -64,7 +66,7 @@ fn main() -> ExitCode {
         work.run();
         return ExitCode::SUCCESS;
     }
-    match run(only.as_deref(), quick) {
+    match run(&only, quick) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -75,11 +77,12 @@ fn main() -> ExitCode {
 }
 
 /// `false`: a goal was missed that counts.
-fn run(only: Option<&str>, quick: bool) -> anyhow::Result<bool> {
-    let chosen = |name: &str| only.is_none_or(|only| only == name);
-    if !PARTS.iter().any(|(name, _)| chosen(name)) {
-        bail!("--only takes count or guest");
+fn run(only: &[String], quick: bool) -> anyhow::Result<bool> {
+    let is_part = |only: &String| PARTS.iter().any(|(name, _)| only == name);
+    if !only.iter().all(is_part) {
+        bail!("--only takes count, guest or rdma");
     }
+    let chosen = |name: &str| only.is_empty() || only.iter().any(|only| only == name);
     let effort = if quick { Effort::QUICK } else { Effort::FULL };
     let mut metrics = Metrics::default();
     for (name, part) in PARTS.iter().filter(|(name, _)| chosen(name)) {
@@ -87,7 +90,7 @@ fn run(only: Option<&str>, quick: bool) -> anyhow::Result<bool> {
         part(effort, &mut metrics).with_context(|| format!("part {name}"))?;
     }
     // Only a whole run is `vm.json`.
-    let whole = only.is_none() && !quick;
+    let whole = only.is_empty() && !quick;
     publish(&metrics, if whole { "vm" } else { "vm-part" })?;
     Ok(quick || metrics.all_ok())
 }

@@ -1,0 +1,104 @@
+//! Retrieves by RDMA in a virtual machine, beside `ib_write_bw` over the same soft-RoCE device.
+//!
+//! Both ends of either are in one guest, on its two cores: the daemon's one reactor, or perftest's server, on
+//! the first, and who asks on the second. What is behind the daemon is a drive of its own, whose bytes come by
+//! DMA: no processor of the guest's copies them. Soft-RoCE copies and checksums each packet on both sides in
+//! software, for both alike; a retrieve has its own CRC32C over the value beside that, once on each side.
+
+use crate::Effort;
+use crate::guest::program_folder;
+use anyhow::{Context as _, bail};
+use forebay_tests::measure::{Metrics, Rate, target};
+use forebay_tests::vm::{
+    Daemon, DaemonOptions, DeviceLine, Drive, Machine, Place, Prepared, RDMA_PORT,
+};
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// Bytes of a value, and of perftest's messages.
+const BYTES: u64 = 1 << 20;
+/// Part of its bandwidth that is hoped for.
+const GOAL: f64 = 0.8;
+const DRIVE_BYTES: u64 = 512 << 20;
+/// As many retrieves in flight as the figure is not limited by.
+const DEPTH: u32 = 16;
+
+pub(crate) fn measure(effort: Effort, metrics: &mut Metrics) -> anyhow::Result<()> {
+    let agent = target()?.join(program_folder()?).join("vm-guest");
+    let Some(prepared) = Prepared::find(&agent)? else { bail!("run `make bench-vm`") };
+    let drive = Drive::file(DRIVE_BYTES).lba_bytes(4096);
+    let place = Place::new(&prepared, "bench-rdma")?.drive(drive)?;
+    let machine = place.boot()?;
+    let address = machine.rdma_up()?;
+    let devices = [DeviceLine::Vfio(machine.bind_vfio(0)?)];
+    let daemon = Daemon::start(&machine, &DaemonOptions::new("daemon", devices).rdma(address))?;
+    let guest = Guest { machine: &machine, address, seconds: effort.seconds };
+    guest.forebay("--op store --ops 1 --warmup 0 --duration 1 --prefill")?;
+    let mut ours = Rate::new("vm_rdma_retrieve_1m_bytes_per_s", "B/s");
+    let mut theirs = Rate::new("vm_ib_write_bw_1m_bytes_per_s", "B/s");
+    for round in 0..effort.rounds {
+        theirs.push(guest.ib_write_bw().with_context(|| format!("round {round}"))?);
+        ours.push(guest.retrieve()?);
+    }
+    metrics.ratio("vm_rdma_retrieve_1m_vs_ib_write_bw", &ours, &theirs, GOAL);
+    daemon.stop()
+}
+
+struct Guest<'a> {
+    machine: &'a Machine<'a>,
+    address: Ipv4Addr,
+    seconds: u32,
+}
+
+impl Guest<'_> {
+    fn forebay(&self, arguments: &str) -> anyhow::Result<Value> {
+        let program = self.machine.place().binary("forebay");
+        let server = format!("rdma:{}:{RDMA_PORT}", self.address);
+        let sizes = format!("--value-size {BYTES} --keys 32 --depth {DEPTH}");
+        let said = self.machine.sh(&format!(
+            "taskset -c 1 {} --server {server} -o json perf {sizes} {arguments}",
+            program.display()
+        ))?;
+        serde_json::from_str(&said).with_context(|| format!("forebay perf said {said:?}"))
+    }
+
+    /// Bytes per second that `forebay perf` retrieves.
+    fn retrieve(&self) -> anyhow::Result<f64> {
+        let said =
+            self.forebay(&format!("--op retrieve --warmup 1 --duration {}", self.seconds))?;
+        said["bytes_per_s"].as_f64().with_context(|| format!("no rate in {said}"))
+    }
+
+    /// Bytes per second that perftest writes.
+    fn ib_write_bw(&self) -> anyhow::Result<f64> {
+        let measure = format!("ib_write_bw -F -x 1 -s {BYTES} -D {}", self.seconds);
+        let server = self.machine.spawn("ib_write_bw", &format!("exec taskset -c 0 {measure}"))?;
+        // It listens at once, but the guest is slow to start it.
+        let said = self.machine.sh(&format!("sleep 2; taskset -c 1 {measure} {}", self.address))?;
+        server.wait(Duration::from_secs(60))?;
+        average(&said).with_context(|| format!("ib_write_bw said {said:?}"))
+    }
+}
+
+/// From the table's one line: bytes, iterations, peak, average in MiB/s, messages.
+fn average(said: &str) -> Option<f64> {
+    let numbers = |line: &str| -> Option<Vec<f64>> {
+        line.split_whitespace().map(|word| word.parse().ok()).collect()
+    };
+    let line = said.lines().filter_map(numbers).find(|numbers| numbers.len() == 5)?;
+    (line[0] == BYTES as f64).then_some(line[3] * (1 << 20) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_average_of_perftest_is_read() {
+        let said = " #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]\n \
+                    1048576    1000             0.00               101.50\t\t   0.000102\n---\n";
+        assert_eq!(average(said), Some(101.5 * 1_048_576.0));
+        assert_eq!(average("nothing"), None);
+    }
+}
