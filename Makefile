@@ -2,7 +2,7 @@
 # user may, or named.
 
 FUZZ_SECONDS ?= 30
-# For `make bench`: --quick, --only engine|large|small|shm|memory|disk
+# For `make bench`: --quick, --only count|engine|large|small|shm|memory|disk
 # For `make bench-vm`: --quick, --only count|guest
 BENCH ?=
 # For `make test-vm`: which tests, by a part of their names
@@ -68,7 +68,8 @@ fuzz:
 	@tests/fuzz/run.sh $(FUZZ_SECONDS)
 
 bench: build
-	@tests/scripts/need.sh fio:fio iperf3:iperf3 redis-server:redis-server redis-benchmark:redis-tools
+	@tests/scripts/need.sh fio:fio iperf3:iperf3 redis-server:redis-server redis-benchmark:redis-tools \
+		valgrind:valgrind
 	cargo run --release --quiet -p forebay-tests --bin foundation-bench -- $(BENCH)
 
 bench-vm: build

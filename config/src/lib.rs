@@ -134,6 +134,9 @@ pub enum Listen {
         address: SocketAddr,
         /// As for TCP.
         preference: u16,
+        /// Receives that the connections of one reactor share on one device, 16 KiB each. Each connection takes at
+        /// least 4 of them, and up to two for each command in flight as long as there are enough.
+        receives: u16,
     },
     /// `transport = "shm"`: shared memory, for clients on this host.
     Shm {

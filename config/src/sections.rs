@@ -244,6 +244,9 @@ fn listen(report: &mut Report<'_>, table: &DeTable<'_>, offset: usize) -> Option
     listen
 }
 
+/// Receives of an RDMA listener: enough for as many connections as a reactor has at most.
+const RECEIVES: u16 = 4096;
+
 type ReadListen = fn(&mut Report<'_>, &mut Section<'_, '_>) -> Option<Found<Listen>>;
 
 fn listen_tcp(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Listen>> {
@@ -253,7 +256,10 @@ fn listen_tcp(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<
 
 fn listen_rdma(report: &mut Report<'_>, section: &mut Section<'_, '_>) -> Option<Found<Listen>> {
     let (Found { value: address, offset }, preference) = on_a_network(report, section)?;
-    Some(Found { value: Listen::Rdma { address, preference }, offset })
+    let example = "receives = 4096 (shared by the connections of a core; each takes 4 or more)";
+    let receives = section.read(report, "receives", example, |v| read::integer(v, 64..=32_768));
+    let receives = receives.map_or(RECEIVES, |found| found.value as u16);
+    Some(Found { value: Listen::Rdma { address, preference, receives }, offset })
 }
 
 /// What listeners on a network have: an address, and where they stand among their like.

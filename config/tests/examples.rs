@@ -46,7 +46,7 @@ fn eight_nvme_parses() {
     assert_eq!(config.devices[7].path, Path::new("0000:48:00.0"));
     assert_eq!(config.arena_bytes_min(), 1536 << 20);
     let address = "192.168.20.1:7400".parse().unwrap();
-    assert_eq!(config.listeners[1], Listen::Rdma { address, preference: 0 });
+    assert_eq!(config.listeners[1], Listen::Rdma { address, preference: 0, receives: 4096 });
     assert_eq!(config.listeners[3], Listen::Tcp { address, preference: 1 });
     assert_eq!(config.namespaces[1].class, Class::Cache);
 }

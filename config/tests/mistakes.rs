@@ -210,6 +210,12 @@ fn each_mistake_has_its_exact_message() {
         ),
         (
             "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
+            "transport = \"rdma\"\naddress = \"10.0.0.1:7400\"\nreceives = 8",
+            "f.toml:10: `receives` is 8, outside 64 to 32768; write receives = 4096 (shared by the \
+             connections of a core; each takes 4 or more)",
+        ),
+        (
+            "transport = \"tcp\"\naddress = \"127.0.0.1:7400\"",
             "transport = \"rdma\"\naddress = \"10.0.0.1:7400\"\n[[listen]]\ntransport = \"rdma\"\n\
              address = \"10.0.0.1:7400\"",
             "f.toml:12: listener 10.0.0.1:7400 overlaps with 10.0.0.1:7400, as each takes 1 port, one for \

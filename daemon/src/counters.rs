@@ -38,6 +38,8 @@ pub struct Counters {
     pub bytes_stored: Count,
     /// Bytes of values that were retrieved.
     pub bytes_retrieved: Count,
+    /// Bytes of values that the processor has copied on their way, the fabric's copies not included.
+    pub bytes_copied: Count,
     /// Items in batches.
     pub items: Count,
     /// Commands that had to wait for memory.
@@ -57,6 +59,7 @@ impl Default for Counters {
             replies: Default::default(),
             bytes_stored: Count::default(),
             bytes_retrieved: Count::default(),
+            bytes_copied: Count::default(),
             items: Count::default(),
             memory_waits: Count::default(),
             ticks: Count::default(),
@@ -81,7 +84,7 @@ impl Counters {
     #[must_use]
     pub fn to_json(&self) -> Value {
         let Self { commands, replies, bytes_stored, bytes_retrieved, items, .. } = self;
-        let Self { memory_waits, ticks, idle_ticks, sleeps, .. } = self;
+        let Self { bytes_copied, memory_waits, ticks, idle_ticks, sleeps, .. } = self;
         let named = |opcode: Opcode| (format!("{opcode:?}"), commands[opcode as usize].get());
         let known = Opcode::ALL.into_iter().map(named);
         let all: u64 = commands.iter().map(Count::get).sum();
@@ -92,6 +95,7 @@ impl Counters {
             "replies": nonzero(replies.map(|(status, count)| (format!("{status:?}"), count.get()))),
             "bytes_stored": bytes_stored.get(),
             "bytes_retrieved": bytes_retrieved.get(),
+            "bytes_copied": bytes_copied.get(),
             "items": items.get(),
             "memory_waits": memory_waits.get(),
             "ticks": ticks.get(),

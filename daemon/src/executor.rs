@@ -139,6 +139,11 @@ impl<F: Future<Output = ()>> Tasks<F> {
         true
     }
 
+    /// Makes the task in `slot` run again, if it still does.
+    pub fn wake(&self, slot: usize) {
+        self.ready.wake(TaskId::new(self.set, slot));
+    }
+
     /// Polls `task` if it is one of this set's and still runs; `false` if it belongs to another set.
     pub fn run(&mut self, task: TaskId) -> bool {
         if task.set() != self.set {

@@ -10,6 +10,7 @@ pub mod client;
 pub mod conformance;
 pub mod pdu;
 pub mod rdma;
+pub mod region;
 pub mod route;
 pub mod server;
 pub mod shm;

@@ -77,11 +77,18 @@ pub enum Status {
     /// Something in the server that should not happen; its log says what.
     #[error("internal error")]
     Internal = 23,
+    /// The memory that the operation names cannot be used for it: a view of it is out, it is for the
+    /// other direction only, or the connection cannot reach it (made by the client, never on the wire).
+    #[error(
+        "the operation's memory cannot be used: it is viewed, for the other direction only, or out of \
+         the connection's reach (Pipeline::register says why)"
+    )]
+    Memory = 24,
 }
 
 impl Status {
     /// Every status, in the order of its number.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Ok,
         Self::NotFound,
         Self::NoNamespace,
@@ -106,6 +113,7 @@ impl Status {
         Self::Incomplete,
         Self::Disconnected,
         Self::Internal,
+        Self::Memory,
     ];
 
     /// The status of this number; a number from a newer peer reads as [`Status::Internal`].

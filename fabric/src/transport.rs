@@ -115,6 +115,10 @@ pub trait Transport {
     /// a time in the past if there is something to do now.
     fn next_deadline_us(&self) -> Option<u64>;
 
+    /// Bytes of values that the processor has copied here, between buffers or to and from a peer's memory;
+    /// what the system copies to and from a socket, and PDUs, do not count. Only ever grows.
+    fn bytes_copied(&self) -> u64;
+
     /// A descriptor that turns readable when `poll` has something to do, for a reactor that sleeps.
     fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         None
@@ -171,6 +175,10 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
 
     fn next_deadline_us(&self) -> Option<u64> {
         (**self).next_deadline_us()
+    }
+
+    fn bytes_copied(&self) -> u64 {
+        (**self).bytes_copied()
     }
 
     fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {

@@ -10,9 +10,11 @@ use forebay_fabric::rdma::{
     Chain, Event, Greeting, LinePeer, Note, Provider, Qp, RdmaConfig, RdmaTransport, Region, Shape,
     Violation,
 };
+use forebay_fabric::region::{HugePages, Region as CallersRegion, Usage};
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
 use forebay_fabric::transport::{ConnId, Payload, RemoteMemory};
 use forebay_fabric::verbs::{GidKind, Listener, Verbs, VerbsConfig, devices};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,8 +37,11 @@ fn now() -> Instant {
 }
 
 fn server_shape() -> Shape {
-    Shape { receives: 16, receive_bytes: 16 << 10, reads: 16, remote_access: false }
+    Shape { receives: 16, receive_bytes: 16 << 10, reads: 16, remote_access: false, shared: false }
 }
+
+/// `IBV_ACCESS_REMOTE_WRITE`, `IBV_ACCESS_REMOTE_READ` and `IBV_ACCESS_REMOTE_ATOMIC`.
+const REMOTE_RIGHTS: u32 = 2 | 4 | 8;
 
 /// Both ends of one connection, each with a provider of its own.
 struct Ends {
@@ -154,6 +159,31 @@ fn there_is_a_device_and_its_address_is_found_as_roce_v2() {
     let verbs: Verbs<Vec<u8>> = Verbs::new(VerbsConfig::default()).unwrap();
     let (device, gid) = verbs.gid_for(ip).expect("a GID for the address");
     assert_eq!(gid.kind, GidKind::RoceV2, "{device}: {gid:?}");
+}
+
+/// Who knows the packet numbers can forge packets: they begin anywhere. And nobody is waited for without an
+/// end, but for a server's receives.
+#[test]
+fn packet_numbers_are_random_and_a_silent_peer_is_given_up() {
+    let Some(ip) = address() else { return };
+    let mut numbers = BTreeSet::new();
+    let mut ends = Ends::new(ip, server_shape());
+    for _ in 0..8 {
+        let server = ends.server.facts(ends.server_qp).unwrap();
+        let client = ends.client.facts(ends.client_qp).unwrap();
+        assert_eq!(server.send_psn, client.receive_psn);
+        assert_eq!(client.send_psn, server.receive_psn);
+        numbers.extend([server.send_psn, client.send_psn]);
+        for facts in [server, client] {
+            assert!((1..=6).contains(&facts.retries) && (1..=18).contains(&facts.ack_timeout));
+        }
+        assert!(server.not_ready_retries <= 3 && client.not_ready_retries == 7);
+        assert_eq!(server.access & REMOTE_RIGHTS, 0);
+        ends.connect(server_shape());
+    }
+    // Of 16 numbers of 24 bits: that two are close to each other is less likely than one in 1 000.
+    let close = numbers.iter().zip(numbers.iter().skip(1)).any(|(one, next)| next - one < 64);
+    assert!(numbers.len() == 16 && !close, "{numbers:?}");
 }
 
 #[test]
@@ -445,6 +475,16 @@ impl Wire for RxeWire {
 
 #[test]
 fn real_verbs_conform() {
+    conform(0);
+}
+
+#[test]
+fn real_verbs_conform_with_shared_receives() {
+    conform(8 * CONNECTIONS_MAX);
+}
+
+/// `shared`: so many receives are shared; 0: each connection has its own.
+fn conform(shared: u16) {
     let Some(ip) = address() else { return };
     let mut make = || {
         let config = RdmaConfig {
@@ -456,7 +496,10 @@ fn real_verbs_conform() {
         let any = SocketAddr::new(ip, 0);
         let listener = Listener::bind(any).expect("the address of a device");
         let address = SocketAddr::new(ip, listener.port());
-        let verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
+        let mut verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
+        if shared > 0 {
+            verbs.share_receives(shared, config.receive_bytes).expect("shared receives");
+        }
         let transport = RdmaTransport::new(verbs, config);
         RxeWire { address, transport, start: now() }
     };
@@ -504,7 +547,8 @@ impl Service<Vec<u8>> for Desk {
 fn serve(ip: IpAddr, said: &mpsc::Sender<SocketAddr>, ended: &AtomicBool) {
     let listener = Listener::bind(SocketAddr::new(ip, 0)).expect("the address of a device");
     let address = SocketAddr::new(ip, listener.port());
-    let verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
+    let mut verbs = Verbs::serve(VerbsConfig::default(), listener).expect("a device");
+    verbs.share_receives(64, RdmaConfig::default().receive_bytes).expect("shared receives");
     let config = ServerConfig {
         queue_depth: 32,
         capsule_bytes: 8 << 10,
@@ -555,6 +599,109 @@ fn the_client_stores_and_retrieves_by_rdma() {
     drop(client);
     ended.store(true, Ordering::Relaxed);
     server.join().unwrap();
+}
+
+fn client_of(heard: &mpsc::Receiver<SocketAddr>) -> Client {
+    let addresses = vec![Address::Rdma(heard.recv().expect("a server"))];
+    let config = ClientConfig { queue_depth: 32, ..ClientConfig::new(addresses) };
+    Client::connect(config).expect("it takes connections")
+}
+
+#[test]
+fn values_land_in_a_callers_region_and_are_sent_from_there() {
+    const NS: NamespaceId = NamespaceId(16);
+    let Some(ip) = address() else { return };
+    let (said, heard) = mpsc::channel();
+    let ended = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&ended);
+    let server = std::thread::spawn(move || serve(ip, &said, &until));
+    let mut client = client_of(&heard);
+    let (from, into) = (CallersRegion::new(5 << 20).unwrap(), CallersRegion::new(5 << 20).unwrap());
+    client.register(&from).unwrap();
+    for length in [1usize, 4096, 9001, 65_537, 1 << 20, 4 << 20] {
+        let value = pattern(length, length as u64);
+        let cut = length / 3;
+        from.write(5, &value[..cut]).unwrap();
+        from.write(cut + 100, &value[cut..]).unwrap();
+        let fragments = [from.fragment(5..cut + 5), from.fragment(cut + 100..length + 100)];
+        client.store_from(NS, b"key", &fragments).unwrap();
+        into.write(0, &vec![9; 5 << 20]).unwrap();
+        // One fragment that is longer than the value, and two that are not in order.
+        for fragments in [
+            vec![into.fragment(3..(4 << 20) + 7)],
+            vec![into.fragment(3..3 + cut), into.fragment(cut + 3..into.bytes())],
+        ] {
+            let came = client.retrieve_into(NS, b"key", 0, &fragments).unwrap().unwrap();
+            assert_eq!((came.length as usize, came.value_bytes), (length, length as u64));
+            assert!(into.is_idle());
+            let mut found = vec![0; length + 6];
+            into.read(0, &mut found).unwrap();
+            assert!(found[3..length + 3] == value, "{length} bytes");
+            assert!(found[..3] == [9; 3] && found[length + 3..] == [9; 3], "{length} bytes");
+        }
+    }
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8192).unwrap();
+    let device = CallersRegion::dma_buf(file.into(), 0, 8192, Usage::Both).unwrap();
+    let error = client.register(&device).unwrap_err().to_string();
+    assert!(error.contains("soft-RoCE never can"), "{error}");
+    let refused = client.retrieve_into(NS, b"key", 0, &[device.whole()]).unwrap_err();
+    assert_eq!(refused.status(), Some(Status::Memory));
+    drop(client);
+    ended.store(true, Ordering::Relaxed);
+    server.join().unwrap();
+}
+
+/// Whether the server may read what is behind `key`, and write there.
+fn rights(ends: &mut Ends, address: u64, key: u32) -> (bool, bool) {
+    let mut may = [false; 2];
+    for (writes, may) in [false, true].into_iter().zip(&mut may) {
+        ends.connect(server_shape());
+        let (qp, theirs, limits) = (ends.server_qp, ends.client_qp, ends.server.limits());
+        let theirs_to_use = [Fragment::new(address, key, 1000)];
+        let remote = RemoteMemory::new(&theirs_to_use);
+        let mut chain = Chain::default();
+        if writes {
+            let payload = Payload { buffer: vec![1; 1000], range: 0..1000 };
+            chain.write(remote, std::iter::once(payload), &limits);
+            chain.send(b"written", 0);
+        } else {
+            chain.read(1, remote, vec![0; 1000], &limits);
+        }
+        ends.server.post(qp, &mut chain);
+        *may = ends.until(|at_server, event| match event {
+            Event::Read { complete: true, .. } | Event::Received { .. } => Some(true),
+            Event::Broken { why, .. } if at_server => {
+                assert_eq!(why, Violation::RemoteAccess);
+                Some(false)
+            }
+            _ => None,
+        });
+        ends.server.break_off(qp);
+        while !ends.server.is_drained(qp) {
+            ends.turn();
+        }
+        ends.server.release(qp, &mut |_, _| {});
+        ends.client.release(theirs, &mut |_, _| {});
+    }
+    (may[0], may[1])
+}
+
+#[test]
+fn a_server_has_the_rights_of_a_regions_usage_as_long_as_there_is_a_region() {
+    let Some(ip) = address() else { return };
+    let mut ends = Ends::new(ip, server_shape());
+    let qp = ends.client_qp;
+    for usage in [Usage::Stores, Usage::Retrieves, Usage::Both] {
+        let region = CallersRegion::allocate(4096, usage, HugePages::No).unwrap();
+        let key = ends.client.offer(qp, &region).unwrap();
+        assert_eq!(ends.client.offer(qp, &region).unwrap(), key, "registered once");
+        let address = region.device_address();
+        let may = rights(&mut ends, address, key);
+        assert_eq!(may, (usage.stores(), usage.retrieves()), "{usage:?}");
+        drop(region);
+        assert_eq!(rights(&mut ends, address, key), (false, false), "{usage:?}: deregistered");
+    }
 }
 
 /// What one retrieve of 1 MiB moves, and how long it takes here: printed, not judged.

@@ -4,7 +4,9 @@ use forebay_nvme::emulated::{
     EmulatedConfig, EmulatedController, EmulatedHardware, EmulatedRegisters,
 };
 use forebay_nvme::pcie::{Controller, Options, Queue};
-use forebay_nvme::{Arena, Pool};
+use forebay_nvme::{Arena, BlockQueue, Completion, Geometry, Pool, Request};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 /// Memory for the queue and the buffers of its requests.
 const ARENA_BYTES: usize = 64 << 20;
@@ -58,6 +60,63 @@ impl Drop for EmulatedQueue {
     fn drop(&mut self) {
         let Self { device, queue, owner, now_us, .. } = self;
         until(device, owner, now_us, |_| queue.close().then_some(()));
+    }
+}
+
+/// An [`EmulatedQueue`] for a reactor: its controller works in each `poll`, until it is told to work only
+/// when it is stepped. Clones are handles on it.
+#[derive(Clone, Debug)]
+pub struct SteppedQueue {
+    queue: Rc<RefCell<EmulatedQueue>>,
+    automatic: Rc<Cell<bool>>,
+}
+
+impl SteppedQueue {
+    /// As [`EmulatedQueue::open`].
+    #[must_use]
+    pub fn open(config: EmulatedConfig, options: Options, depth: u32) -> Self {
+        let queue = EmulatedQueue::open(config, options, depth);
+        Self { queue: Rc::new(RefCell::new(queue)), automatic: Rc::new(Cell::new(true)) }
+    }
+
+    /// Where the buffers of its requests come from.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        self.queue.borrow().pool.clone()
+    }
+
+    /// From now on the controller works only when it is stepped.
+    pub fn stop(&self) {
+        self.automatic.set(false);
+    }
+
+    /// Lets the controller work. Time passes as its owner's does.
+    pub fn step(&self, now_us: u64) {
+        let queue = &mut *self.queue.borrow_mut();
+        queue.now_us = now_us;
+        queue.device.step(now_us);
+    }
+}
+
+impl BlockQueue for SteppedQueue {
+    fn geometry(&self) -> Geometry {
+        self.queue.borrow().queue.geometry()
+    }
+
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
+        self.queue.borrow_mut().queue.submit(request)
+    }
+
+    fn poll(&mut self, now_us: u64, completions: &mut Vec<Completion>) -> usize {
+        let count = self.queue.borrow_mut().queue.poll(now_us, completions);
+        if self.automatic.get() {
+            self.step(now_us);
+        }
+        count
+    }
+
+    fn in_flight(&self) -> usize {
+        self.queue.borrow().queue.in_flight()
     }
 }
 

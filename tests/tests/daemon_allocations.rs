@@ -8,20 +8,13 @@ use forebay_fabric::Status;
 use forebay_fabric::client::{
     Address, ClientConfig, NamespaceId, Pipeline, Request, RetrieveItem, StoreItem,
 };
-use forebay_fabric::pdu::CAPSULE_BYTES_DEFAULT;
-use forebay_fabric::server::{Server, ServerConfig};
+use forebay_fabric::server::ServerConfig;
+use forebay_nvme::Arena;
 use forebay_nvme::uring::UringDevice;
-use forebay_nvme::{Arena, BlockQueue};
-use forebayd::catalog;
-use forebayd::mailbox;
-use forebayd::reactor::{Clock, Core, Parts, Reactor};
+use forebay_tests::serving;
+use forebayd::reactor::{Clock, Reactor};
 use forebayd::runtime::listening::{Bound, Listening, Wire};
-use forebayd::service::{Context, Setup};
-use forebayd::store::geometry::FormatOptions;
-use forebayd::store::pool::{self, Identity};
-use forebayd::store::{Class, Namespace, Usage};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -36,63 +29,10 @@ const COUNTED: u64 = 4_000;
 fn reactor(folder: &Path, clock: Clock, bound: Bound) -> Reactor<Wire> {
     let device = UringDevice::open(&folder.join("device"), Some(1 << 30)).unwrap();
     let memory = Arena::on_demand(64 << 20).unwrap().pool();
-    let queues =
-        || -> Vec<Box<dyn BlockQueue>> { vec![Box::new(device.queue(&memory, 128).unwrap())] };
-    let identity =
-        Identity { pool: [1; 16], devices: vec![[2; 16]], hash_key: [3; 16], created_s: 0 };
-    // A journal so long that no index checkpoint falls into the time that is counted: it is no
-    // command's, and sorts its keys in memory of its own.
-    let options = FormatOptions { journal_bytes: Some(96 << 20), ..FormatOptions::default() };
-    pool::format(&mut queues(), &memory, &identity, options).unwrap();
-    let pool = pool::open(&mut queues(), &memory, 1).unwrap();
-    let shard_map = vec![0; pool.shards() as usize];
-    let parts = Parts {
-        reactor: 0,
-        reactors: 1,
-        queues: queues(),
-        memory: memory.clone(),
-        pool,
-        usage: Usage::default(),
-        index_bytes: 8 << 20,
-    };
-    let read = &mut || clock.now();
-    let mut core = Core::recover(parts, read).unwrap();
-    let namespace = Namespace {
-        name: "default".to_owned(),
-        class: Class::Durable,
-        quota_bytes: None,
-        ttl_s: None,
-    };
-    let namespaces = core.drive(read, catalog::load(core.store.clone(), vec![namespace])).unwrap();
-    let (seats, _) = mailbox::mesh(1).unwrap();
-    let seat = seats.into_iter().next().unwrap();
-    let setup = Setup {
-        mailbox: Rc::new(seat.take(&core.ready)),
-        namespaces,
-        checkpoints: None,
-        catalog_reactor: 0,
-        listeners: 1,
-        queue_depth: 64,
-        slots: 256,
-    };
-    let cx = Context::new(&core, setup);
-    let config = ServerConfig {
-        queue_depth: 64,
-        capsule_bytes: CAPSULE_BYTES_DEFAULT as u32,
-        keep_alive_ms: 10_000,
-        timeout_max_us: 60_000_000,
-        connections_max: 16,
-        pool: [1; 16],
-        incarnation: [4; 16],
-        reactor: 0,
-        catalog_reactor: 0,
-        shard_map,
-        reactors: 1,
-        endpoints: vec![bound.endpoint],
-    };
-    let wire = bound.listening.serve(&config, cx.memory.pool()).unwrap();
-    let server = Server::new(wire, config);
-    Reactor::new(core, cx, vec![server])
+    let queue = Box::new(device.queue(&memory, 128).unwrap());
+    let Bound { listening, endpoint, .. } = bound;
+    let serve = |config: &ServerConfig| listening.serve(config, &memory).unwrap();
+    serving::reactor(queue, &memory, &mut || clock.now(), serve, endpoint)
 }
 
 /// What the client does over and over.

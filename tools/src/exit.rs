@@ -54,17 +54,22 @@ impl Code {
             | Status::Malformed
             | Status::NoSession
             | Status::Incomplete
-            | Status::Internal => Self::Failure,
+            | Status::Internal
+            | Status::Memory => Self::Failure,
         }
     }
 
     fn of_client(error: &ClientError) -> Self {
         match error {
             ClientError::NoAddress => Self::Usage,
-            ClientError::Connect { .. } | ClientError::Wait(_) => Self::Unreachable,
+            ClientError::Connect { .. } | ClientError::Region { .. } | ClientError::Wait(_) => {
+                Self::Unreachable
+            }
             ClientError::NoNamespace { .. } => Self::NotFound,
             ClientError::Operation { status, .. } => Self::of_status(*status),
-            ClientError::Unanswered | ClientError::Answer(_) => Self::Failure,
+            ClientError::Region { .. } | ClientError::Unanswered | ClientError::Answer(_) => {
+                Self::Failure
+            }
         }
     }
 

@@ -165,6 +165,12 @@ fn perf_verifies_every_byte_and_tells_wrong_ones() {
     assert_eq!(retrieved["absent"], 0);
     let batched = perf(&["--ops", "999", "--batch", "16", "--dist", "zipf:1.1"], 0);
     assert_eq!((&batched["ops"], &batched["absent"]), (&Value::from(999), &Value::from(0)));
+    for batch in ["1", "16"] {
+        let landed = perf(&["--region", "--ops", "999", "--batch", batch], 0);
+        assert_eq!((&landed["ops"], &landed["absent"]), (&Value::from(999), &Value::from(0)));
+    }
+    let wrong = perf(&["--region", "--ops", "50", "--seed", "2"], 6);
+    assert!(wrong["mismatched"].as_u64().unwrap() > 40, "{wrong}");
     // Another seed expects other values.
     let wrong = perf(&["--ops", "50", "--seed", "2"], 6);
     assert!(wrong["mismatched"].as_u64().unwrap() > 40, "{wrong}");

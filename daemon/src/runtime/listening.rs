@@ -26,7 +26,12 @@ pub enum Listening {
     /// A port.
     Tcp(Box<Tcp>),
     /// A port of RDMA's.
-    Rdma(Listener),
+    Rdma {
+        /// What was bound.
+        listener: Listener,
+        /// Receives that its connections share.
+        receives: u16,
+    },
     /// A Unix socket.
     Shm(Shm),
 }
@@ -52,8 +57,8 @@ impl Listening {
             Listen::Tcp { address, preference } => {
                 bind_tcp(address_of(*address, reactor), reactor, *preference)
             }
-            Listen::Rdma { address, preference } => {
-                bind_rdma(address_of(*address, reactor), reactor, *preference)
+            Listen::Rdma { address, preference, receives } => {
+                bind_rdma(address_of(*address, reactor), reactor, *preference, *receives)
             }
             Listen::Shm { path, mode } => bind_shm(path, *mode, reactor),
         }
@@ -68,7 +73,7 @@ impl Listening {
             StreamConfig { connections_max: config.connections_max, ..StreamConfig::default() };
         match self {
             Self::Tcp(tcp) => Ok(Box::new(StreamTransport::new(*tcp, stream))),
-            Self::Rdma(listener) => rdma::serve(listener, config, memory),
+            Self::Rdma { listener, receives } => rdma::serve(listener, receives, config, memory),
             Self::Shm(shm) => Ok(Box::new(StreamTransport::new(shm, stream))),
         }
     }
@@ -90,12 +95,18 @@ fn bind_shm(path: &Path, mode: u32, reactor: u16) -> Result<Bound, RunError> {
     Ok(Bound { listening: Listening::Shm(shm), endpoint, shown: address })
 }
 
-fn bind_rdma(mut address: SocketAddr, reactor: u16, preference: u16) -> Result<Bound, RunError> {
+fn bind_rdma(
+    mut address: SocketAddr,
+    reactor: u16,
+    preference: u16,
+    receives: u16,
+) -> Result<Bound, RunError> {
     let listener = Listener::bind(address).map_err(|error| {
         let (address, source) = (format!("rdma:{address}"), std::io::Error::other(error));
         RunError::Listen { address, source }
     })?;
     address.set_port(listener.port());
     let endpoint = Endpoint::rdma(reactor, address).with_preference(preference);
-    Ok(Bound { listening: Listening::Rdma(listener), endpoint, shown: format!("rdma:{address}") })
+    let listening = Listening::Rdma { listener, receives };
+    Ok(Bound { listening, endpoint, shown: format!("rdma:{address}") })
 }

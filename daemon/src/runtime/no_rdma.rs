@@ -24,6 +24,11 @@ impl Listener {
     }
 }
 
-pub(super) fn serve(listener: Listener, _: &ServerConfig, _: &Pool) -> Result<Wire, ProviderError> {
+pub(super) fn serve(
+    listener: Listener,
+    _: u16,
+    _: &ServerConfig,
+    _: &Pool,
+) -> Result<Wire, ProviderError> {
     match listener {}
 }

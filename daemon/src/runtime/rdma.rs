@@ -11,18 +11,20 @@ use forebay_fabric::verbs::{Verbs, VerbsConfig};
 use forebay_nvme::Pool;
 use std::rc::Rc;
 
-/// Receives of a connection beyond two for each command in flight: for PDUs that are no commands.
+/// The most receives of a connection beyond two for each command in flight: for PDUs that are no commands.
 const CONTROL_RECEIVES: u16 = 16;
 
-/// The transport over `listener`.
+/// The transport over `listener`, whose connections share so many receives on each device.
 pub(super) fn serve(
     listener: Listener,
+    receives: u16,
     config: &ServerConfig,
     memory: &Pool,
 ) -> Result<Wire, ProviderError> {
     let mut verbs = Verbs::serve(VerbsConfig::default(), listener)?;
     let span = memory.span();
     verbs.register(span.address(), span.bytes(), Rc::new(span.clone()))?;
+    verbs.share_receives(receives, config.capsule_bytes)?;
     let rdma = RdmaConfig {
         connections_max: config.connections_max,
         receives: 2 * config.queue_depth + CONTROL_RECEIVES,

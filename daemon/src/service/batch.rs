@@ -146,6 +146,7 @@ impl<'a> Batch<'a> {
         let bytes = values.get(place.data.clone()).ok_or(Status::Malformed)?;
         let mut value = self.cx.memory.pool().alloc(bytes.len()).ok_or(Status::Busy)?;
         value.as_mut()[..bytes.len()].copy_from_slice(bytes);
+        self.cx.counters.bytes_copied.add(bytes.len() as u64);
         let (namespace, length) = (self.namespace, bytes.len() as u32);
         let (crc, token) = (place.item.data_crc.get(), place.item.token.get());
         let request = StoreRequest { namespace, key, value, length, crc, token };

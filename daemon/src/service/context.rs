@@ -156,6 +156,15 @@ impl Context {
         self.outgoing.borrow_mut().pop_front()
     }
 
+    /// Why an operation on `key` did not begin: a key of another reactor's is refused with its number.
+    pub fn refusal(&self, namespace: u32, key: &[u8], status: Status) -> Refusal {
+        let owner = match status {
+            Status::WrongReactor => self.store.owns(namespace, key).err(),
+            _ => None,
+        };
+        Refusal { status, result: owner.unwrap_or_default().into() }
+    }
+
     /// May `key` of `namespace` be asked for here?
     ///
     /// # Errors

@@ -45,29 +45,29 @@ pub trait Commands {
     fn run(&mut self, task: TaskId);
 }
 
-struct CommandTasks<F, S> {
-    tasks: Tasks<F>,
-    serve: S,
-}
+struct CommandTasks<F>(Tasks<F>);
 
-impl<F: Future<Output = ()>, S: Fn(SlotIndex) -> F> Commands for CommandTasks<F, S> {
+impl<F: Future<Output = ()>> Commands for CommandTasks<F> {
     fn start(&mut self, at: SlotIndex) {
-        let started = self.tasks.spawn((self.serve)(at));
-        assert!(started, "there are as many tasks as slots");
+        self.0.wake(at.into());
     }
 
     fn run(&mut self, task: TaskId) {
-        let ours = self.tasks.run(task);
+        let ours = self.0.run(task);
         assert!(ours, "a task of a set that does not exist");
     }
 }
 
-/// Room for a task for each of the slots of `cx`.
+/// A task for each of the slots of `cx`. It stays, and serves one command of its slot after the other: to
+/// make one for each command would be to move it around, which costs more than most of what it does.
 #[must_use]
 pub fn commands(cx: &Rc<Context>) -> Box<dyn Commands> {
-    let tasks = Tasks::new(&cx.ready, COMMAND_SET, cx.slots.count());
-    let cx = cx.clone();
-    Box::new(CommandTasks { tasks, serve: move |at| serve::serve(cx.clone(), at) })
+    let count = cx.slots.count();
+    let mut tasks = Tasks::new(&cx.ready, COMMAND_SET, count);
+    for at in 0..count as SlotIndex {
+        assert!(tasks.spawn(serve::attend(cx.clone(), at)), "there are as many tasks as slots");
+    }
+    Box::new(CommandTasks(tasks))
 }
 
 /// Where one listener's server brings its commands.
@@ -102,7 +102,10 @@ impl Service<DmaBuf> for Door<'_> {
         };
         let alloc = |bytes| cx.memory.pool().alloc(bytes);
         match cx.slots.take(origin, opcode, capsule, deadline_us, alloc) {
-            Ok(at) => self.commands.start(at),
+            Ok(at) => {
+                cx.counters.bytes_copied.add(capsule.data.len() as u64);
+                self.commands.start(at);
+            }
             Err(status) => cx.refuse(origin, status),
         }
     }

@@ -27,8 +27,19 @@ impl Context {
             "commands_in_service": self.slots.in_use(),
             "device_requests_in_flight": self.store.context().disk.in_flight(),
             "counters": self.counters.to_json(),
+            "bytes_copied": self.bytes_copied(),
             "listeners": listeners.collect::<Vec<_>>(),
         })
+    }
+
+    /// Bytes of values that the processor has copied between their arrival, the media and their departure: by
+    /// the service (what comes in a capsule or in a batch), the packing of small values, and the fabric. What
+    /// the system copies to and from sockets does not count.
+    #[must_use]
+    pub fn bytes_copied(&self) -> u64 {
+        let listeners = self.listeners.iter().map(|counters| counters.get().bytes_copied);
+        let own = self.counters.bytes_copied.get() + self.store.context().bytes_packed.get();
+        own + listeners.sum::<u64>()
     }
 
     /// The namespaces of the pool, with what they hold.
@@ -59,7 +70,7 @@ fn listener(counters: &Counters) -> Value {
         connections_open, connections, requests, responses, bytes_in, bytes_out, ..
     } = counters;
     let Counters { protocol_errors, silent, refused, .. } = counters;
-    let Counters { timeouts, cancelled, disconnected, turned_away, .. } = counters;
+    let Counters { timeouts, cancelled, disconnected, turned_away, bytes_copied, .. } = counters;
     json!({
         "connections_open": connections_open,
         "connections": connections,
@@ -74,5 +85,6 @@ fn listener(counters: &Counters) -> Value {
         "cancelled": cancelled,
         "disconnected": disconnected,
         "turned_away": turned_away,
+        "bytes_copied": bytes_copied,
     })
 }

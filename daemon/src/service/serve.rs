@@ -44,16 +44,19 @@ pub(super) fn with_data(
     Reply { status: Status::Ok, result, flags: 0, data_crc: crc, payload }
 }
 
-/// Carries out the command in slot `at` and replies.
-pub(super) async fn serve(cx: Rc<Context>, at: SlotIndex) {
-    let words = cx.slots.at(at).borrow_mut().take_words();
+/// Carries out the commands in slot `at`, one after the other, and replies to each.
+pub(super) async fn attend(cx: Rc<Context>, at: SlotIndex) {
     let refused = |refusal: Refusal| Reply::status(refusal.status, refusal.result);
-    match words {
-        None => cx.finish(at, carry_out(&cx, at).await.unwrap_or_else(refused)),
-        Some(words) => match batch::serve(&cx, at, &words).await {
-            Ok((reply, parts)) => cx.finish_parts(at, reply, parts),
-            Err(refusal) => cx.finish(at, refused(refusal)),
-        },
+    loop {
+        cx.slots.taken(at).await;
+        let words = cx.slots.at(at).borrow_mut().take_words();
+        match words {
+            None => cx.finish(at, carry_out(&cx, at).await.unwrap_or_else(refused)),
+            Some(words) => match batch::serve(&cx, at, &words).await {
+                Ok((reply, parts)) => cx.finish_parts(at, reply, parts),
+                Err(refusal) => cx.finish(at, refused(refusal)),
+            },
+        }
     }
 }
 
@@ -135,13 +138,13 @@ async fn retrieve(
     at: SlotIndex,
     namespace: u32,
 ) -> Result<Reply<DmaBuf>, Refusal> {
-    let key = cx.slots.lend_key(at);
-    cx.check(namespace, &key)?;
-    let (offset, length) = {
-        let command = &cx.slots.at(at).borrow().command;
-        (command.offset.get(), command.data_length.get())
+    let started = {
+        let slot = cx.slots.at(at).borrow();
+        let (offset, length) = (slot.command.offset.get(), slot.command.data_length.get());
+        let started = cx.store.start_retrieve(namespace, slot.key(), offset, length);
+        started.map_err(|status| cx.refusal(namespace, slot.key(), status))?
     };
-    let fragment = cx.store.start_retrieve(namespace, &key, offset, length)?.finish().await?;
+    let fragment = started.finish().await?;
     cx.counters.bytes_retrieved.add(fragment.range.len() as u64);
     let result = fragment.value_length.into();
     Ok(with_data(fragment.buffer, fragment.range, fragment.crc, result))
@@ -149,16 +152,18 @@ async fn retrieve(
 
 async fn delete(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {
     let key = cx.slots.lend_key(at);
-    cx.check(namespace, &key)?;
     let token = cx.slots.at(at).borrow().command.token.get();
-    let was_there = cx.store.start_delete(namespace, &key, token)?.finish().await?;
+    let started = cx.store.start_delete(namespace, &key, token);
+    let started = started.map_err(|status| cx.refusal(namespace, &key, status))?;
+    let was_there = started.finish().await?;
     Ok(Reply::status(Status::Ok, was_there.into()))
 }
 
 fn exist(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {
-    let key = cx.slots.lend_key(at);
-    cx.check(namespace, &key)?;
-    Ok(Reply::status(Status::Ok, cx.store.exist(namespace, &key)?.into()))
+    let slot = cx.slots.at(at).borrow();
+    let found = cx.store.exist(namespace, slot.key());
+    let length = found.map_err(|status| cx.refusal(namespace, slot.key(), status))?;
+    Ok(Reply::status(Status::Ok, length.into()))
 }
 
 async fn list(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {

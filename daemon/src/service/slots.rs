@@ -137,6 +137,12 @@ impl Slot {
         self.command.namespace.get()
     }
 
+    /// The key of a single command; empty while it is lent.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        self.key.as_ref().map_or(&[], |key| &key.bytes[..key.length])
+    }
+
     /// The items of a batch, once; `None`: a single command.
     #[must_use]
     pub fn take_words(&mut self) -> Option<Words> {
@@ -239,6 +245,15 @@ impl Slots {
         slot.deadline_us = deadline_us;
         *self.directory.borrow_mut().place(origin) = Some(index);
         Ok(index)
+    }
+
+    /// Waits until there is a command in `index`. Whoever takes the slot wakes the task.
+    pub async fn taken(&self, index: SlotIndex) {
+        std::future::poll_fn(|_| match self.at(index).borrow().origin {
+            Some(_) => Poll::Ready(()),
+            None => Poll::Pending,
+        })
+        .await;
     }
 
     /// Frees a slot; its command ends with the reply that the caller now sends.

@@ -39,18 +39,17 @@ pub use recovery::RecoveryError;
 pub use shard::Shard;
 pub use write::{PendingDelete, PendingStore};
 
+use crate::counters::Count;
 use crate::disk::Disk;
 use crate::executor::{Ready, Waiters};
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{KEY_BYTES, VALUE_BYTES_MAX};
-use forebay_fabric::route::shard_of;
+use forebay_fabric::route::{shard_of, wide_hash};
 use forebay_nvme::{BLOCK_BYTES, DmaBuf};
 use index::KeyHash;
-use siphasher::sip128::{Hasher128, SipHasher13};
 use space::SegmentClass;
 use std::cell::Cell;
 use std::future::Future;
-use std::hash::Hasher;
 use std::ops::Range;
 use std::pin::Pin as Pinned;
 use std::rc::Rc;
@@ -75,6 +74,8 @@ pub struct Context {
     pub now_s: Cell<u32>,
     /// Tasks that wait for arena memory; woken once per tick.
     pub memory: Waiters,
+    /// Bytes of values that were copied to be packed.
+    pub bytes_packed: Count,
 }
 
 impl Context {
@@ -89,6 +90,7 @@ impl Context {
             usage: usage.clone(),
             now_s: Cell::new(0),
             memory: Waiters::new(WAITERS),
+            bytes_packed: Count::default(),
         })
     }
 
@@ -313,8 +315,5 @@ impl Store {
 /// over the namespace's number and the key.
 #[must_use]
 pub fn key_hash(hash_key: &[u8; 16], namespace: u32, key: &[u8]) -> KeyHash {
-    let mut hasher = SipHasher13::new_with_key(hash_key);
-    hasher.write(&namespace.to_le_bytes());
-    hasher.write(key);
-    KeyHash::new(hasher.finish128().as_u128())
+    KeyHash::new(wide_hash(hash_key, namespace, key))
 }

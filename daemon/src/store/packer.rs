@@ -123,6 +123,7 @@ pub(super) async fn pack(
         shard.packers[class as usize].borrow_mut().push(value)
     };
     let ticket = room.until(ready, push).await;
+    shard.context.bytes_packed.add(value.len() as u64);
     let address = settled(&tickets, ticket, ready).await?;
     let is_new = class != SegmentClass::Cleaner;
     let units = if is_new { value_units(value.len() as u32) } else { 0 };

@@ -5,12 +5,16 @@
 //! order in which the caller gave them, whatever the order of the answers.
 
 use super::error::LinkError;
+use super::landing::{self, Landed};
 use super::link::{Answer, item_results};
-use super::operation::{Buffers, OpId, State, writes};
+use super::operation::{Buffers, OpId, State, crc_of, writes};
 use super::request::{Body, Done, ItemDone, NamespaceId, Request, Target, Ticket};
 use super::router::Router;
 use crate::Status;
-use crate::pdu::{Command, ITEMS_MAX, Item, ItemResult, Opcode, Welcome, crc32c, features};
+use crate::pdu::{
+    Command, Fragment as Named, ITEMS_MAX, Item, ItemResult, Opcode, Welcome, crc32c, features,
+};
+use crate::region::{Fragment, Held};
 use bytes::Bytes;
 
 /// The most items that one [`Request`] may hold, over all its parts.
@@ -124,6 +128,7 @@ struct Placed<'a> {
     offset: u64,
     length: u32,
     data: Bytes,
+    held: Option<Held>,
     token: u64,
     data_crc: u32,
 }
@@ -131,34 +136,55 @@ struct Placed<'a> {
 impl<'a> Body<'a> {
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::One { .. } => 1,
+            Self::One { .. } | Self::Fragments { .. } => 1,
             Self::Store(items) => items.len(),
+            Self::StoreFrom(items) => items.len(),
             Self::Retrieve(items) => items.len(),
+            Self::RetrieveInto(items) => items.len(),
             Self::Keys(keys) => keys.len(),
         }
     }
 
     fn key(&self, index: usize) -> &'a [u8] {
         match self {
-            Self::One { key, .. } => key,
+            Self::One { key, .. } | Self::Fragments { key, .. } => key,
             Self::Store(items) => items[index].key,
+            Self::StoreFrom(items) => items[index].key,
             Self::Retrieve(items) => items[index].key,
+            Self::RetrieveInto(items) => items[index].key,
             Self::Keys(keys) => keys[index],
         }
     }
 
     fn value_bytes(&self, index: usize) -> usize {
-        if let Self::Store(items) = self { items[index].data.len() } else { 0 }
+        match self {
+            Self::Store(items) => items[index].data.len(),
+            Self::StoreFrom(items) => items[index].fragment.len() as usize,
+            _ => 0,
+        }
+    }
+
+    /// The fragment of an item.
+    fn fragment(&self, index: usize) -> Option<&'a Fragment> {
+        match self {
+            Self::StoreFrom(items) => Some(&items[index].fragment),
+            Self::RetrieveInto(items) => Some(&items[index].fragment),
+            _ => None,
+        }
     }
 
     /// Offset, length and data of an item.
     fn wanted(&self, index: usize, longest: u32) -> (u64, u32, Bytes) {
         match self {
             Self::Store(items) => (0, items[index].data.len() as u32, items[index].data.clone()),
+            Self::StoreFrom(items) => (0, items[index].fragment.len(), Bytes::new()),
             Self::Retrieve(items) => {
                 (items[index].offset, items[index].length.min(longest), Bytes::new())
             }
-            Self::One { .. } | Self::Keys(_) => (0, 0, Bytes::new()),
+            Self::RetrieveInto(items) => {
+                (items[index].offset, items[index].fragment.len().min(longest), Bytes::new())
+            }
+            Self::One { .. } | Self::Fragments { .. } | Self::Keys(_) => (0, 0, Bytes::new()),
         }
     }
 }
@@ -204,16 +230,20 @@ impl Router {
     fn split(&mut self, body: &Body<'_>, common: Common) {
         self.begin_placing();
         for index in 0..body.len() {
-            let key = body.key(index);
-            if let Some(status) = self.refuse(common.opcode, key, body.value_bytes(index)) {
+            let (key, fragment) = (body.key(index), body.fragment(index));
+            let refused = self.refuse(common.opcode, key, body.value_bytes(index));
+            let refused = refused.or_else(|| refuse_fragments(common.opcode, fragment, false));
+            if let Some(status) = refused {
                 self.groups.at(common.group).items[index].status = status;
                 continue;
             }
             let (offset, length, data) = body.wanted(index, self.limits.value_bytes_max);
             let token = if writes(common.opcode) { self.next_token() } else { 0 };
-            let data_crc = crc32c(&data);
+            let held = fragment.map(Held::new);
+            let sent = held.as_slice().iter().filter(|_| common.opcode.sends_data()).count();
+            let data_crc = if sent > 0 { crc_of(held.as_slice()) } else { crc32c(&data) };
             let index = index as u16;
-            self.place(common, Placed { index, key, offset, length, data, token, data_crc });
+            self.place(common, Placed { index, key, offset, length, data, held, token, data_crc });
         }
         self.end_placing();
     }
@@ -232,6 +262,7 @@ impl Router {
         let keys = std::mem::take(&mut op.keys);
         let indices = std::mem::take(&mut op.part.indices);
         let mut values = std::mem::take(&mut op.values).into_iter();
+        let mut fragments = std::mem::take(&mut op.fragments).into_iter();
         self.ops.release(id);
         self.begin_placing();
         let mut rest = keys.as_slice();
@@ -239,11 +270,12 @@ impl Router {
             let (key, behind) = rest.split_at(item.key_length.get().into());
             rest = behind;
             let length = item.data_length.get();
-            let has_value = common.opcode == Opcode::Store && length > 0;
+            let held = fragments.next();
+            let has_value = common.opcode == Opcode::Store && length > 0 && held.is_none();
             let data = if has_value { values.next().unwrap_or_default() } else { Bytes::new() };
             let (offset, token) = (item.offset.get(), item.token.get());
             let data_crc = item.data_crc.get();
-            self.place(common, Placed { index, key, offset, length, data, token, data_crc });
+            self.place(common, Placed { index, key, offset, length, data, held, token, data_crc });
         }
         self.end_placing();
         self.groups.at(common.group).parts_left -= 1;
@@ -256,10 +288,11 @@ impl Router {
 
     /// Puts one item into the open part of its reactor, or into a new one.
     fn place(&mut self, common: Common, placed: Placed<'_>) {
-        let Placed { index, key, offset, length, data, token, data_crc } = placed;
+        let Placed { index, key, offset, length, data, held, token, data_crc } = placed;
         let link = self.reactor_of(common.namespace.0, key);
+        let named = if held.is_some() { size_of::<Named>() } else { 0 };
         let id = match self.groups.open[link] {
-            Some(id) if self.fits(id, key.len(), length) => id,
+            Some(id) if self.fits(id, key.len() + named, length) => id,
             full => {
                 if let Some(full) = full {
                     self.seal_part(full, link);
@@ -278,6 +311,10 @@ impl Router {
             op.value_bytes += length;
             op.values.push(data);
         }
+        if let Some(held) = held {
+            op.value_bytes += if common.opcode.sends_data() { length } else { 0 };
+            op.fragments.push(held);
+        }
     }
 
     fn new_part(&mut self, common: Common) -> OpId {
@@ -292,9 +329,12 @@ impl Router {
         id
     }
 
+    /// `key_bytes`: of the key, and of what names the item's fragment.
     fn fits(&self, id: OpId, key_bytes: usize, length: u32) -> bool {
         let op = &self.ops[id];
-        let capsule_bytes = op.capsule_bytes() + size_of::<Item>() + key_bytes;
+        // One more, for the results.
+        let named = (op.fragments.len() + 1).min(2 * op.fragments.len()) * size_of::<Named>();
+        let capsule_bytes = op.capsule_bytes() + named + size_of::<Item>() + key_bytes;
         op.items.len() < self.limits.items_max
             && capsule_bytes <= self.limits.capsule_bytes
             && op.data_length.saturating_add(length) <= self.limits.value_bytes_max
@@ -334,9 +374,11 @@ impl Router {
         let part = group.parts.len() as u32;
         let mut outcome = Ok(());
         if let ([], [index]) = (op.items.as_slice(), op.part.indices.as_slice()) {
-            let length = answer.data.len() as u32;
             let (status, result) = (answer.status, answer.result);
-            group.items[usize::from(*index)] = ItemDone { status, result, part, start: 0, length };
+            let (length, unchecked_crc) = (answer.length(), answer.unchecked_crc());
+            let part = if answer.landed.is_some() { u32::MAX } else { part };
+            group.items[usize::from(*index)] =
+                ItemDone { status, result, length, unchecked_crc, part, start: 0 };
         } else if answer.has_items && answer.status == Status::Ok {
             outcome = sort_in(&answer, &op.part.indices, part, &mut group.items);
         } else {
@@ -365,6 +407,10 @@ fn sort_in(
     part: u32,
     items: &mut [ItemDone],
 ) -> Result<(), LinkError> {
+    if let Some(landed) = answer.landed {
+        sort_landed(answer, landed, indices, items);
+        return Ok(());
+    }
     let (results, mut start) = match item_results(answer, indices.len()) {
         Ok(found) => found,
         Err(error) => {
@@ -379,13 +425,46 @@ fn sort_in(
         items[usize::from(*index)] = ItemDone {
             status: if intact { found.outcome() } else { Status::DataChecksum },
             result: found.result.get().into(),
+            length,
+            unchecked_crc: None,
             part,
             start: start as u32,
-            length,
         };
         start += length as usize;
     }
     Ok(())
+}
+
+/// [`sort_in`] for data that is in fragments, and was checked on its way there.
+fn sort_landed(answer: &Answer, landed: Landed, indices: &[u16], items: &mut [ItemDone]) {
+    let results = landing::results(&answer.data, indices.len());
+    for (number, (found, index)) in results.iter().zip(indices).enumerate() {
+        let has = |bits: u64| bits >> number & 1 != 0;
+        let broken = has(landed.broken);
+        items[usize::from(*index)] = ItemDone {
+            status: if broken { Status::DataChecksum } else { found.outcome() },
+            result: found.result.get().into(),
+            length: found.data_length.get(),
+            unchecked_crc: has(landed.unseen).then(|| found.data_crc.get()),
+            ..ItemDone::PENDING
+        };
+    }
+}
+
+/// What keeps fragments from being used by a command of this kind; `knows_crc`: so does the caller.
+pub(super) fn refuse_fragments<'a>(
+    opcode: Opcode,
+    fragments: impl IntoIterator<Item = &'a Fragment>,
+    knows_crc: bool,
+) -> Option<Status> {
+    let sends = opcode.sends_data();
+    let is_wrong = |fragment: &Fragment| {
+        let region = fragment.region();
+        let usage = region.usage();
+        let wrong_way = if sends { !usage.stores() } else { !usage.retrieves() };
+        wrong_way || region.is_viewed() || (sends && !region.is_visible() && !knows_crc)
+    };
+    fragments.into_iter().any(is_wrong).then_some(Status::Memory)
 }
 
 fn mark(status: Status, indices: &[u16], items: &mut [ItemDone]) {

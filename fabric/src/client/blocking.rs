@@ -70,7 +70,7 @@ impl<C: Connector> Client<C> {
         &mut self.pipeline
     }
 
-    fn done(
+    pub(super) fn done(
         &mut self,
         operation: &'static str,
         key: &[u8],
@@ -337,7 +337,7 @@ impl<C: Connector> Iterator for Keys<'_, C> {
     }
 }
 
-fn unless_missing(done: Result<Done, ClientError>) -> Result<Option<Done>, ClientError> {
+pub(super) fn unless_missing(done: Result<Done, ClientError>) -> Result<Option<Done>, ClientError> {
     match done {
         Err(error) if error.status() == Some(Status::NotFound) => Ok(None),
         other => other.map(Some),
@@ -345,7 +345,7 @@ fn unless_missing(done: Result<Done, ClientError>) -> Result<Option<Done>, Clien
 }
 
 /// The items of a batch that was carried out as one.
-fn whole(done: &Done, count: usize) -> Result<&[ItemDone], ClientError> {
+pub(super) fn whole(done: &Done, count: usize) -> Result<&[ItemDone], ClientError> {
     if done.items.len() == count {
         Ok(&done.items)
     } else {

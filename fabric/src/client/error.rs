@@ -32,6 +32,9 @@ pub enum LinkError {
     /// The server drains, and all that was in flight here has been answered.
     #[error("the server is shutting down")]
     Drained,
+    /// The caller wants memory back that this connection's server may still use.
+    #[error("ended here, to have a region's memory back")]
+    Reclaimed,
     /// Another reactor answered at this reactor's address.
     #[error("another reactor answered")]
     OtherReactor,
@@ -111,6 +114,14 @@ pub enum ClientError {
         key: String,
         /// How it ended.
         status: Status,
+    },
+    /// A region cannot be used over the connection to a reactor.
+    #[error("the region cannot be used over the connection to reactor {reactor}: {source}")]
+    Region {
+        /// Which reactor.
+        reactor: u16,
+        /// Why, and what to do.
+        source: io::Error,
     },
     /// Waiting for the network failed.
     #[error("waiting for the network: {0}")]

@@ -8,31 +8,30 @@
 //!
 //! Guarantees: never more commands in flight than the server's credit limit; a command identifier
 //! is used again only after its answer; every R2T is answered, also for a command that was given up,
-//! since the server holds memory for it; an answer with more data than was asked for, or for nothing
+//! since the server holds memory for it; memory that a command in flight names is not used for anything
+//! else before its answer, or the end of the connection; an answer with more data than was asked for, or for nothing
 //! that is in flight, ends the connection before anything is allocated for it.
 
 use super::error::LinkError;
+use super::landing::{self, Landed};
 use super::operation::{Buffers, OpId, Operation, Operations, State as OpState};
-use super::receive::{Incoming, Receiver};
+use super::placing::{self, COPY_BYTES, Placement, Room};
+use super::receive::{Fed, Got, Incoming, Receiver};
 use super::send::SendQueue;
-use super::stream::{Lent, Memory, Stream};
+use super::stream::{Memory, Reach, Stream};
 use crate::Status;
 use crate::pdu::{
-    Auth, CAPSULE_BYTES_MIN, Cancel, Command, CommonHeader, Data, DecodeError, GoAway,
+    Auth, CAPSULE_BYTES_MIN, Cancel, Command, CommonHeader, Data, DecodeError, Fragment, GoAway,
     GoAwayReason, Hello, ItemResult, Offer, Outcome, PduType, Ping, QUEUE_DEPTH_MAX,
     ReadyToTransfer, Response, VERSION, Welcome, crc32c, response_flags,
 };
+use crate::region::Region;
 use bytes::Bytes;
-use crc_fast::{CrcAlgorithm, Digest};
 use std::io::{self, Write};
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U32, U64};
 
 /// Bytes of a response's fixed part.
 const RESPONSE_BYTES: usize = size_of::<Response>();
-/// How much is copied out of lent memory before its checksum is computed: it is in the cache then, and
-/// what comes next is on its way there meanwhile.
-const COPY_BYTES: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -60,7 +59,21 @@ pub(super) struct Answer {
     /// The data begins with item results, whose own checksum has not been compared yet.
     pub has_items: bool,
     pub data_crc: u32,
+    /// What did not land in fragments.
     pub data: Vec<u8>,
+    pub landed: Option<Landed>,
+}
+
+impl Answer {
+    /// Bytes of data, wherever they are.
+    pub(super) fn length(&self) -> u32 {
+        self.landed.map_or(self.data.len() as u32, |landed| landed.bytes)
+    }
+
+    /// The checksum of a single command's data, if nobody could compare it.
+    pub(super) fn unchecked_crc(&self) -> Option<u32> {
+        self.landed.filter(|landed| landed.unseen != 0).map(|_| self.data_crc)
+    }
 }
 
 /// What a link needs from its surroundings while it reads and writes.
@@ -81,7 +94,7 @@ pub(super) struct Link {
     /// Command identifier → the operation in flight under it.
     cids: Vec<Option<OpId>>,
     /// Command identifier → the memory that the server may use until it answers.
-    lent: Vec<Option<Lent>>,
+    placements: Vec<Placement>,
     free: Vec<u16>,
     receiver: Receiver,
     sender: SendQueue,
@@ -91,8 +104,12 @@ pub(super) struct Link {
     welcome: Option<Box<Welcome>>,
     /// The values of a batch, put together to travel in a capsule.
     gathered: Vec<u8>,
+    /// The fragments of the command that is being sent.
+    named: Vec<Fragment>,
+    fragments_max: usize,
     keep_alive_us: u64,
     opened_us: u64,
+    handshake_us: u64,
     received_us: u64,
     sent_us: u64,
     ticked_us: u64,
@@ -107,7 +124,7 @@ impl Link {
             capsule_bytes: settings.offer.capsule_bytes as usize,
             credit_limit: 0,
             cids: Vec::with_capacity(depth.into()),
-            lent: Vec::with_capacity(depth.into()),
+            placements: Vec::with_capacity(depth.into()),
             free: Vec::with_capacity(depth.into()),
             receiver: Receiver::new(settings.receive_buffer_bytes),
             sender: SendQueue::with_capacity(256 << 10),
@@ -115,8 +132,11 @@ impl Link {
             pong: None,
             welcome: None,
             gathered: Vec::new(),
+            named: Vec::new(),
+            fragments_max: 0,
             keep_alive_us: 0,
             opened_us: 0,
+            handshake_us: 0,
             received_us: 0,
             sent_us: 0,
             ticked_us: 0,
@@ -130,6 +150,11 @@ impl Link {
 
     pub(super) fn is_ready(&self) -> bool {
         self.state == State::Ready
+    }
+
+    /// The handshake is behind it.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.state, State::Ready | State::Draining)
     }
 
     /// Bytes wait for the network to take more.
@@ -159,11 +184,13 @@ impl Link {
         self.welcome.take()
     }
 
-    /// A connection has been started: the first bytes on it are a HELLO.
-    pub(super) fn open(&mut self, now_us: u64) {
+    /// A connection has been started: the first bytes on it are a HELLO. It has the time of the settings to
+    /// be ready, and at most `longest_us`.
+    pub(super) fn open(&mut self, now_us: u64, longest_us: u64) {
         debug_assert!(self.is_closed() && self.cids.is_empty());
         self.state = State::Hello;
         self.opened_us = now_us;
+        self.handshake_us = self.settings.handshake_us.min(longest_us);
         self.received_us = now_us;
         self.sent_us = now_us;
         self.ticked_us = now_us;
@@ -176,7 +203,7 @@ impl Link {
         self.cids.drain(..).flatten().for_each(&mut orphan);
         self.free.clear();
         // The memory goes with the connection.
-        self.lent.clear();
+        self.placements.clear();
         self.sender.clear();
         self.blocked = false;
         self.pong = None;
@@ -194,27 +221,42 @@ impl Link {
     }
 
     /// Queues the command of `id`. The caller has asked [`Link::can_send`].
+    ///
+    /// # Errors
+    /// The memory that it names cannot be reached over this connection; nothing was queued.
     pub(super) fn send_command(
         &mut self,
         id: OpId,
         ops: &mut Operations,
         stream: &mut impl Stream,
         now_us: u64,
-    ) {
-        let Some(cid) = self.free.pop() else { unreachable!("credits are never above the depth") };
-        self.cids[usize::from(cid)] = Some(id);
+    ) -> io::Result<()> {
+        let Some(&cid) = self.free.last() else {
+            unreachable!("credits are never above the depth")
+        };
         let op = &mut ops[id];
-        op.state = OpState::Sent(cid);
-        op.was_sent = true;
-        op.transferred = 0;
         let left_us = op.deadline_us.saturating_sub(now_us).clamp(1, u32::MAX.into());
         let mut command = op.command(cid, left_us as u32);
         let in_capsule = op.value_bytes > 0
-            && op.capsule_bytes() + op.value_bytes as usize <= self.capsule_bytes;
+            && op.capsule_bytes() + op.value_bytes as usize <= self.capsule_bytes
+            && !op.is_unseen();
+        self.named.clear();
+        let mut placement = Placement::Nothing;
         if !in_capsule && let Some(memory) = stream.memory() {
-            self.lent[usize::from(cid)] = lend(op, &mut command, memory);
+            let room =
+                Room { fragments_max: self.fragments_max, capsule_bytes: self.capsule_bytes };
+            placement = placing::name(op, &mut command, &mut self.named, memory, room)?;
+        } else if op.is_unseen() {
+            op.fragments.iter().try_for_each(|held| Reach::by_copy(held.region()).map(drop))?;
         }
+        self.free.pop();
+        self.cids[usize::from(cid)] = Some(id);
+        self.placements[usize::from(cid)] = placement;
+        op.state = OpState::Sent(cid);
+        op.was_sent = true;
+        op.transferred = 0;
         self.encode(op, command, in_capsule);
+        Ok(())
     }
 
     fn encode(&mut self, op: &Operation, mut command: Command, in_capsule: bool) {
@@ -223,15 +265,29 @@ impl Link {
             values if in_capsule => {
                 self.gathered.clear();
                 values.iter().for_each(|value| self.gathered.extend_from_slice(value));
+                op.fragments.iter().for_each(|held| {
+                    let all = 0..held.len() as usize;
+                    held.read_pieces(all, |piece| self.gathered.extend_from_slice(piece));
+                });
                 &self.gathered
             }
             _ => &[],
         };
-        command.seal(&op.items, &op.keys, data);
+        if self.named.is_empty() {
+            command.seal(&op.items, &op.keys, data);
+        } else {
+            command.seal_fragments(&op.items, &self.named, &op.keys);
+        }
         self.sender.put(command.as_bytes());
         self.sender.put(op.items.as_bytes());
+        self.sender.put(self.named.as_bytes());
         self.sender.put(&op.keys);
         self.sender.put(data);
+    }
+
+    /// Some of `region` waits to be sent, for commands that may have been answered.
+    pub(super) fn holds(&self, region: &Region) -> bool {
+        self.sender.holds(region)
     }
 
     /// Gives up a command whose caller has been answered: its identifier stays taken until the
@@ -275,7 +331,7 @@ impl Link {
         stream: &mut S,
         context: &mut Context<'_>,
     ) -> Result<usize, LinkError> {
-        let count = match self.receiver.fill(stream) {
+        let count = match self.receiver.fill(stream, context.ops) {
             Ok(0) => return Err(LinkError::Closed),
             Ok(count) => count,
             Err(error) if is_temporary(&error) => return Ok(0),
@@ -291,11 +347,12 @@ impl Link {
         context: &mut Context<'_>,
         stream: &mut impl Stream,
     ) -> Result<(), LinkError> {
-        if let Some(incoming) = self.receiver.take_complete() {
-            let intact = incoming.is_intact();
-            self.answer(incoming.outcome, incoming.data, intact, context, stream);
-        }
-        while !self.receiver.is_waiting_for_data() {
+        loop {
+            match self.receiver.feed(context.ops)? {
+                Fed::Nothing => {}
+                Fed::More => return Ok(()),
+                Fed::Whole(outcome, got) => self.answer(outcome, got, context, stream),
+            }
             let bytes = self.receiver.bytes();
             let Some((pdu_type, length)) = CommonHeader::peek(bytes).map_err(protocol)? else {
                 return Ok(());
@@ -313,7 +370,6 @@ impl Link {
                 self.receiver.consume(length);
             }
         }
-        Ok(())
     }
 
     /// A response whose fixed part has arrived: its data is copied out if it is there, or expected.
@@ -333,48 +389,44 @@ impl Link {
             return self.fetch(outcome, context, stream);
         }
         let length = outcome.data_length as usize;
+        if placing::lands(&context.ops[op], &outcome)? {
+            let results = size_of::<ItemResult>() * context.ops[op].items.len();
+            let data = context.buffers.take(results);
+            self.receiver.expect(Incoming::landing(outcome, op, data));
+            return Ok(());
+        }
         match self.receiver.bytes().get(..length) {
             Some(data) => {
                 let has_items = outcome.flags & response_flags::ITEMS != 0;
                 let intact = has_items || data.is_empty() || crc32c(data) == outcome.data_crc;
                 let data = context.buffers.copy(data);
                 self.receiver.consume_data(length);
-                self.answer(outcome, data, intact, context, stream);
+                let got = Got { data, intact, landed: None };
+                self.answer(outcome, got, context, stream);
             }
             None => {
-                let front = self.receiver.bytes();
-                let arrived = front.len();
-                let incoming = Incoming::new(outcome, context.buffers.take(length), front);
-                self.receiver.consume(arrived);
-                self.receiver.expect(incoming);
+                let data = context.buffers.take(length);
+                self.receiver.expect(Incoming::new(outcome, op, data));
             }
         }
         Ok(())
     }
 
-    /// A response whose data is in the memory that its command has lent: copies it out, then looks at
-    /// it.
+    /// A response whose data is in the memory that its command has named.
     fn fetch(
         &mut self,
         outcome: Outcome,
         context: &mut Context<'_>,
         stream: &mut impl Stream,
     ) -> Result<(), LinkError> {
-        let lent = self.lent[usize::from(outcome.cid)];
-        let lent = lent.filter(|lent| outcome.data_length <= lent.bytes);
-        let (Some(lent), Some(memory)) = (lent, stream.memory()) else {
+        let (cid, op) = (usize::from(outcome.cid), self.in_flight_op(outcome.cid)?);
+        let Some(memory) = stream.memory() else {
             return Err(LinkError::Protocol("data in memory that was not lent"));
         };
         self.expect_next(memory);
-        let mut data = context.buffers.take(outcome.data_length as usize);
-        let has_items = outcome.flags & response_flags::ITEMS != 0;
-        let intact = if has_items {
-            memory.get(lent, 0, &mut data);
-            true
-        } else {
-            copy_out(memory, lent, &mut data) == outcome.data_crc
-        };
-        self.answer(outcome, data, intact, context, stream);
+        let (op, placement) = (&context.ops[op], self.placements[cid]);
+        let got = placing::fetch(placement, &outcome, op, memory, context.buffers)?;
+        self.answer(outcome, got, context, stream);
         Ok(())
     }
 
@@ -382,7 +434,7 @@ impl Link {
     fn expect_next(&self, memory: &dyn Memory) {
         let next = self.receiver.bytes().get(..RESPONSE_BYTES).map(Response::parse);
         let Some(Ok(next)) = next else { return };
-        if let Some(Some(lent)) = self.lent.get(usize::from(next.cid)) {
+        if let Some(Placement::Lent(lent)) = self.placements.get(usize::from(next.cid)) {
             memory.prefetch(*lent, 0, COPY_BYTES.min(next.data_length.min(lent.bytes) as usize));
         }
     }
@@ -396,8 +448,7 @@ impl Link {
     fn answer(
         &mut self,
         outcome: Outcome,
-        data: Vec<u8>,
-        intact: bool,
+        got: Got,
         context: &mut Context<'_>,
         stream: &mut impl Stream,
     ) {
@@ -409,14 +460,15 @@ impl Link {
             unreachable!("looked up when its response began")
         };
         self.free.push(cid);
-        if let Some(lent) = self.lent[usize::from(cid)].take()
+        if let Some(lent) = std::mem::take(&mut self.placements[usize::from(cid)]).lent()
             && let Some(memory) = stream.memory()
         {
             memory.take_back(lent);
         }
         let has_items = flags & response_flags::ITEMS != 0;
+        let Got { data, intact, landed } = got;
         let status = if intact { status } else { Status::DataChecksum };
-        context.answers.push(Answer { op, status, result, has_items, data_crc, data });
+        context.answers.push(Answer { op, status, result, has_items, data_crc, data, landed });
     }
 
     fn control(
@@ -444,6 +496,9 @@ impl Link {
                 }
                 self.sender.put(Data::new(transfer).as_bytes());
                 op.pieces(transfer).for_each(|piece: Bytes| self.sender.put_shared(piece));
+                let (skip, count) = (transfer.offset as usize, transfer.length as usize);
+                landing::pieces(&op.fragments, skip, count)
+                    .for_each(|(held, range)| self.sender.put_held(held, range));
                 Ok(())
             }
             (PduType::Ping, State::Ready | State::Draining) => {
@@ -478,7 +533,8 @@ impl Link {
         self.capsule_bytes = welcome.capsule_bytes.min(self.settings.offer.capsule_bytes) as usize;
         self.keep_alive_us = u64::from(welcome.keep_alive_ms) * 1000;
         self.cids.resize(self.depth.into(), None);
-        self.lent.resize(self.depth.into(), None);
+        self.placements.resize(self.depth.into(), Placement::Nothing);
+        self.fragments_max = welcome.fragments_max.into();
         self.free.extend((0..self.depth).rev());
         self.state = State::Auth;
         self.welcome = Some(welcome);
@@ -491,7 +547,7 @@ impl Link {
         match self.state {
             State::Closed => return Ok(()),
             State::Hello | State::Auth => {
-                let late = now_us.saturating_sub(self.opened_us) >= self.settings.handshake_us;
+                let late = now_us.saturating_sub(self.opened_us) >= self.handshake_us;
                 return if late { Err(LinkError::Handshake) } else { Ok(()) };
             }
             State::Draining if self.in_flight() == 0 => return Err(LinkError::Drained),
@@ -517,7 +573,7 @@ impl Link {
     pub(super) fn next_tick_us(&self) -> u64 {
         match self.state {
             State::Closed => u64::MAX,
-            State::Hello | State::Auth => self.opened_us + self.settings.handshake_us,
+            State::Hello | State::Auth => self.opened_us + self.handshake_us,
             State::Ready | State::Draining if self.keep_alive_us == 0 => u64::MAX,
             State::Ready | State::Draining => {
                 let third = self.keep_alive_us / 3;
@@ -525,38 +581,6 @@ impl Link {
             }
         }
     }
-}
-
-/// Lends the memory that `op` sends from, or is answered into, and names it in `command`.
-fn lend(op: &Operation, command: &mut Command, memory: &mut dyn Memory) -> Option<Lent> {
-    let lent = Some(op.memory_bytes()).filter(|bytes| *bytes > 0)?;
-    let lent = memory.lend(lent)?;
-    let mut offset = 0;
-    for value in &op.values {
-        memory.put(lent, offset, value);
-        offset += value.len();
-    }
-    command.address = U64::new(lent.address);
-    command.memory_key = U32::new(lent.key);
-    Some(lent)
-}
-
-/// Copies data out of lent memory; its checksum.
-fn copy_out(memory: &dyn Memory, lent: Lent, data: &mut [u8]) -> u32 {
-    if data.len() <= COPY_BYTES {
-        memory.get(lent, 0, data);
-        return crc32c(data);
-    }
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    let mut begin = 0;
-    while begin < data.len() {
-        let end = data.len().min(begin + COPY_BYTES);
-        memory.get(lent, begin, &mut data[begin..end]);
-        memory.prefetch(lent, end, COPY_BYTES.min(data.len() - end));
-        digest.update(&data[begin..end]);
-        begin = end;
-    }
-    digest.finalize() as u32
 }
 
 /// The results of a batch of `items`, checked against `answer`, and where their data begins.
@@ -569,7 +593,7 @@ pub(super) fn item_results(
     Ok((results, answer.data.len() - data.len()))
 }
 
-fn protocol(error: DecodeError) -> LinkError {
+pub(super) fn protocol(error: DecodeError) -> LinkError {
     LinkError::Protocol(error.text())
 }
 

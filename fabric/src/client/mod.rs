@@ -8,14 +8,16 @@
 //!   again, and writes are sent again under the same idempotency token. What cannot be sent twice
 //!   (to abort or delete a checkpoint) and was on its way ends as [`Status::Disconnected`];
 //! * data is checked against its CRC32C before it is handed out;
+//! * memory of a [`crate::region::Region`] belongs to an operation until no server can reach it for that
+//!   operation any more: a timeout alone does not give it back ([`crate::region::Region::is_idle`]);
 //! * nothing a server sends makes it panic, or allocate more than was asked for. A server that
 //!   breaks the protocol loses the connection.
 //!
 //! What breaks it: a caller that never calls [`Pipeline::poll`]. There is no thread of its own, so
 //! time passes for the client only while it is polled.
 //!
-//! From the wire upwards: `send` and `receive` (queues of one connection), `link` (its state
-//! machine), `operation` (what is kept of a request until it ends), `router` (links, routing,
+//! From the wire upwards: `send` and `receive` (queues of one connection), `placing` and `landing` (memory
+//! that commands name, and what answers put there), `link` (its state machine), `operation` (what is kept of a request until it ends), `router` (links, routing,
 //! batches, deadlines, replay); all of these are free of sockets and clocks. [`Pipeline`] drives
 //! them over a [`Connector`], and [`Client`] blocks on a pipeline.
 
@@ -24,10 +26,13 @@ mod batch;
 mod blocking;
 mod clock;
 mod error;
+mod into_regions;
+mod landing;
 mod link;
 mod operation;
 mod paths;
 mod pipeline;
+mod placing;
 #[cfg(feature = "rdma")]
 mod rdma;
 mod receive;
@@ -40,12 +45,16 @@ mod system;
 pub use address::{Address, NoAddress};
 pub use blocking::{Answer, Client, Keys, NamespaceInfo};
 pub use error::{ClientError, LinkError};
+pub use into_regions::Came;
 pub use pipeline::{Connector, Pipeline, Slot};
 #[cfg(feature = "rdma")]
 pub use rdma::RdmaStream;
-pub use request::{Done, ItemDone, NamespaceId, Request, RetrieveItem, StoreItem, Target, Ticket};
+pub use request::{
+    Done, ItemDone, NamespaceId, Request, RetrieveIntoItem, RetrieveItem, StoreFromItem, StoreItem,
+    Target, Ticket,
+};
 pub use router::ClientCounters;
-pub use stream::{Lent, Memory, Stream};
+pub use stream::{Lent, Memory, Reach, Stream};
 pub use system::{SystemConnector, SystemStream};
 
 use crate::Status;

@@ -3,12 +3,15 @@
 //! Slots are used again with the memory they hold, so that once as many commands have been in
 //! flight as ever will be, a new one allocates nothing. A slot is freed when both sides are done
 //! with it: the caller has its answer, and no connection refers to it any more (a command that
-//! timed out keeps its slot, and its data, until the server has answered or the connection is gone).
+//! timed out keeps its slot, its data and its fragments until the server has answered or the connection
+//! is gone).
 
 use super::batch::Limits;
 use super::request::{NamespaceId, Target, Ticket};
 use crate::pdu::{Command, Item, ItemResult, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
+use crate::region::{Fragment, Held};
 use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, Digest};
 use zerocopy::little_endian::{U32, U64};
 
 /// The longest text that explains why a checkpoint command failed, in bytes.
@@ -58,7 +61,9 @@ pub(super) struct Operation {
     pub items: Vec<Item>,
     /// What the client sends: one value, or those of all items.
     pub values: Vec<Bytes>,
-    /// Bytes of `values` together.
+    /// Instead of values, or where the answer's data goes: that of a batch's items one each.
+    pub fragments: Vec<Held>,
+    /// Bytes that the client sends.
     pub value_bytes: u32,
     /// The most bytes of data that an answer may have.
     pub answer_bytes_max: u32,
@@ -90,6 +95,7 @@ impl Operation {
             keys: Vec::new(),
             items: Vec::new(),
             values: Vec::new(),
+            fragments: Vec::new(),
             value_bytes: 0,
             answer_bytes_max: 0,
             transferred: 0,
@@ -115,12 +121,32 @@ impl Operation {
         (self.was_sent, self.redirects, self.is_part) = (false, 0, false);
     }
 
-    pub(super) fn set_value(&mut self, data: Bytes) {
+    /// `data_crc`: of `data`, if the caller knows it.
+    pub(super) fn set_value(&mut self, data: Bytes, data_crc: Option<u32>) {
         if !data.is_empty() {
             self.value_bytes = data.len() as u32;
-            self.data_crc = crc32c(&data);
+            self.data_crc = data_crc.unwrap_or_else(|| crc32c(&data));
             self.values.push(data);
         }
+    }
+
+    /// What the client sends is in `fragments`, whose checksum is `data_crc` if the caller knows it.
+    pub(super) fn set_fragments(&mut self, fragments: &[Fragment], data_crc: Option<u32>) {
+        self.fragments.extend(fragments.iter().map(Held::new));
+        if self.opcode.sends_data() {
+            self.value_bytes = fragments.iter().map(Fragment::len).sum();
+            self.data_crc = data_crc.unwrap_or_else(|| crc_of(&self.fragments));
+        }
+    }
+
+    /// The answer's data goes to fragments.
+    pub(super) fn lands(&self) -> bool {
+        !self.fragments.is_empty() && !self.opcode.sends_data()
+    }
+
+    /// Some of its memory is seen by no processor.
+    pub(super) fn is_unseen(&self) -> bool {
+        self.fragments.iter().any(|held| !held.region().is_visible())
     }
 
     /// May be carried out twice, or is recognised by its token.
@@ -203,8 +229,16 @@ impl Operation {
         self.keys.clear();
         self.items.clear();
         self.values.clear();
+        self.fragments.clear();
         self.part.indices.clear();
     }
+}
+
+/// The checksum of all that is in `fragments`.
+pub(super) fn crc_of(fragments: &[Held]) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    fragments.iter().for_each(|held| held.add_to(&mut digest, 0..held.len() as usize));
+    digest.finalize() as u32
 }
 
 /// Bytes of data that a command sends or asks for.

@@ -3,10 +3,18 @@
 //! First by transport, in the order of the addresses that the client was given: one that is not among
 //! them is not used. Then by the listener's preference. Listeners that are equal in both take turns: client
 //! and reactor decide which comes first, so that the connections spread over the network cards.
+//!
+//! A link that had to take a lesser path goes back when it is time: it drains, and then tries the first one
+//! for a moment. If that fails the link is on the lesser path again, and waits longer before the next try.
 
 use super::address::Address;
 use crate::pdu::{Endpoint, Welcome};
 use std::mem::discriminant;
+
+/// How long a link stays on a lesser path at first, in microseconds; twice as long each time.
+const STAY_FIRST_US: u64 = 30_000_000;
+/// And at most.
+const STAY_LONGEST_US: u64 = 600_000_000;
 
 /// What a client knows of where its server is.
 #[derive(Debug)]
@@ -47,13 +55,99 @@ impl Known<'_> {
     }
 }
 
-/// Which of `paths`, or of the addresses that the client was told, is tried after so many `failures`:
-/// first all paths twice, then in turn with one of `addresses`, as the server may have moved.
-pub(super) fn choose<'a>(
-    paths: &'a [Address],
-    addresses: &'a [Address],
-    failures: usize,
-) -> &'a Address {
+/// The paths of one link, and how it goes with them.
+#[derive(Debug)]
+pub(super) struct Paths {
+    /// The most preferred first; empty until the server has said.
+    known: Vec<Address>,
+    /// Attempts that have failed since the link was last up.
+    attempts: usize,
+    /// Where the connection goes, while there is one or one is being made.
+    current: Option<Address>,
+    /// When to go back to the first one; never from there.
+    back_at_us: u64,
+    /// How long to stay on a lesser one.
+    stay_us: u64,
+    /// The link drains to go back; then, it tries to.
+    draining: bool,
+    trying: bool,
+}
+
+impl Paths {
+    pub(super) fn new(known: Vec<Address>) -> Self {
+        let (attempts, current) = (0, None);
+        let (back_at_us, stay_us) = (u64::MAX, STAY_FIRST_US);
+        Self { known, attempts, current, back_at_us, stay_us, draining: false, trying: false }
+    }
+
+    /// How many there are to try, if the client was told `addresses`.
+    pub(super) fn count(&self, addresses: &[Address]) -> usize {
+        if self.known.is_empty() { addresses.len() } else { self.known.len() }
+    }
+
+    /// Where the link is, or is tried next.
+    pub(super) fn address<'a>(&'a self, addresses: &'a [Address]) -> &'a Address {
+        let known = if self.known.is_empty() { addresses } else { &self.known };
+        self.current.as_ref().unwrap_or_else(|| choose(known, addresses, self.attempts))
+    }
+
+    /// A connection to `address` is being made; whether it has only a moment.
+    pub(super) fn opened(&mut self, address: Address) -> bool {
+        self.current = Some(address);
+        self.trying
+    }
+
+    /// The link is up.
+    pub(super) fn ready(&mut self, now_us: u64) {
+        (self.attempts, self.trying) = (0, false);
+        if self.is_lesser() {
+            self.back_at_us = now_us.saturating_add(self.stay_us);
+        } else {
+            (self.back_at_us, self.stay_us) = (u64::MAX, STAY_FIRST_US);
+        }
+    }
+
+    /// On another path than the first one. An address that the server does not know of is as good as any
+    /// with its transport.
+    fn is_lesser(&self) -> bool {
+        let (Some(current), Some(first)) = (&self.current, self.known.first()) else {
+            return false;
+        };
+        let same = discriminant(current) == discriminant(first);
+        self.known.iter().position(|path| path == current).map_or(!same, |at| at > 0)
+    }
+
+    /// It is time to go back, and the link is to drain for it.
+    pub(super) fn goes_back(&mut self, now_us: u64) -> bool {
+        let goes = now_us >= self.back_at_us;
+        if goes {
+            (self.draining, self.back_at_us) = (true, u64::MAX);
+        }
+        goes
+    }
+
+    /// When [`Paths::goes_back`] has something to do.
+    pub(super) fn next_us(&self) -> u64 {
+        self.back_at_us
+    }
+
+    /// The connection is gone, or was not made; `true` if that was wanted, to go back.
+    pub(super) fn lost(&mut self, was_up: bool, has_drained: bool) -> bool {
+        self.current = None;
+        self.back_at_us = u64::MAX;
+        let wanted = std::mem::take(&mut self.draining) && has_drained;
+        self.attempts = if was_up { 0 } else { self.attempts + 1 };
+        self.trying = wanted;
+        if wanted {
+            self.stay_us = (self.stay_us * 2).min(STAY_LONGEST_US);
+        }
+        wanted
+    }
+}
+
+/// Which of `paths`, or of the addresses that the client was told, is tried after so many failures: first
+/// all paths twice, then in turn with one of `addresses`, as the server may have moved.
+fn choose<'a>(paths: &'a [Address], addresses: &'a [Address], failures: usize) -> &'a Address {
     match failures.checked_sub(2 * paths.len()) {
         None => &paths[failures % paths.len()],
         Some(late) if late.is_multiple_of(2) => &addresses[(late / 2 + 1) % addresses.len()],

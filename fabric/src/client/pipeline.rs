@@ -8,9 +8,10 @@ use super::address::Address;
 use super::error::ClientError;
 use super::request::{Done, Request, Ticket};
 use super::router::{ClientCounters, Rewired, Router};
-use super::stream::Stream;
+use super::stream::{Reach, Stream};
 use super::system::SystemConnector;
 use super::{ClientConfig, NamespaceId};
+use crate::region::Region;
 use std::cell::Cell;
 use std::io;
 
@@ -55,9 +56,10 @@ impl<S> Default for Slot<S> {
 
 /// A client that keeps many requests in flight; see the module.
 pub struct Pipeline<C: Connector = SystemConnector> {
-    connector: C,
-    router: Router,
+    // Before the router, which holds the memory that a server may use as long as its stream is there.
     slots: Vec<Slot<C::Stream>>,
+    router: Router,
+    connector: C,
 }
 
 impl Pipeline {
@@ -80,7 +82,7 @@ impl<C: Connector> Pipeline<C> {
         let until_us =
             connector.now_us().saturating_add(u64::from(config.connect_timeout_ms) * 1000);
         let router = Router::new(config)?;
-        let mut pipeline = Self { connector, router, slots: vec![Slot::default()] };
+        let mut pipeline = Self { slots: vec![Slot::default()], router, connector };
         let mut now_us = pipeline.connector.now_us();
         while !pipeline.router.is_connected() {
             let moved = pipeline.pass(now_us, true);
@@ -187,13 +189,17 @@ impl<C: Connector> Pipeline<C> {
             }
         }
         self.router.tick(now_us);
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if self.router.peers[index].link.is_closed() && slot.stream.is_some() {
-                *slot = Slot::default();
-                moved = true;
-            }
+        for index in 0..self.slots.len() {
+            moved |= self.drop_stream(index);
         }
         moved
+    }
+
+    /// The stream of a link that is closed goes before anything is sent again elsewhere: a server may
+    /// still write to memory that its connection reaches. `true` if there was one.
+    fn drop_stream(&mut self, index: usize) -> bool {
+        let is_closed = self.router.peers[index].link.is_closed();
+        is_closed && std::mem::take(&mut self.slots[index]).stream.is_some()
     }
 
     /// One link: connect if it is time, write, read.
@@ -215,6 +221,9 @@ impl<C: Connector> Pipeline<C> {
             slot.ready.set(false);
             moved |= self.router.read(index, stream, now_us);
         }
+        if !self.router.is_rewired() {
+            self.drop_stream(index);
+        }
         moved
     }
 
@@ -223,6 +232,36 @@ impl<C: Connector> Pipeline<C> {
         self.slots.clear();
         self.slots.resize_with(rewired.links, Slot::default);
         self.slots[rewired.to] = kept;
+    }
+
+    /// Readies `region` for the connections that are up, so that no operation pays for that: registers it
+    /// with devices that are to reach it.
+    ///
+    /// # Errors
+    /// It cannot be used over one of the connections; operations there would end with
+    /// [`crate::Status::Memory`].
+    pub fn register(&mut self, region: &Region) -> Result<(), ClientError> {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(stream) = &mut slot.stream else { continue };
+            if self.router.peers[index].link.is_ready() {
+                let failed = |source| ClientError::Region { reactor: index as u16, source };
+                Reach::over(stream, region).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `region` back at once, from operations of this pipeline that are under way or have timed out:
+    /// ends the connections whose servers may still use it. Those operations that have not ended do now,
+    /// with [`crate::Status::Cancelled`] (a store may or may not have happened); all others on these
+    /// connections are sent again. `false`: another pipeline still holds some of it.
+    pub fn reclaim(&mut self, region: &Region) -> bool {
+        let now_us = self.connector.now_us();
+        self.router.reclaim(region, now_us);
+        for index in 0..self.slots.len() {
+            self.drop_stream(index);
+        }
+        region.is_idle()
     }
 
     /// Gives the memory of a finished request back, for the answers to come.

@@ -13,12 +13,13 @@
 //! | deadline passed while disconnected    | `Disconnected` if ever sent, else `Timeout` | the same |
 
 mod connections;
+mod reclaim;
 
 pub(super) use connections::{Peer, Rewired};
 
 use super::ClientConfig;
 use super::address::Address;
-use super::batch::{Groups, Limits};
+use super::batch::{Groups, Limits, refuse_fragments};
 use super::error::{ClientError, LinkError};
 use super::link::{Answer, Context, Settings};
 use super::operation::{Buffers, OpId, Operations, Sizes, State, writes};
@@ -26,9 +27,10 @@ use super::request::{Body, Done, Request, Target, Ticket};
 use super::stream::Stream;
 use crate::Status;
 use crate::pdu::{
-    CAPSULE_BYTES_MAX, CAPSULE_BYTES_MIN, KEY_BYTES, Offer, Opcode, QUEUE_DEPTH_MAX, VERSION,
-    Welcome, features,
+    CAPSULE_BYTES_MAX, CAPSULE_BYTES_MIN, FRAGMENTS_MAX, KEY_BYTES, Offer, Opcode, QUEUE_DEPTH_MAX,
+    VERSION, Welcome, features,
 };
+use crate::region::Fragment;
 use crate::route::shard_of;
 use std::collections::VecDeque;
 
@@ -86,6 +88,11 @@ pub(super) struct Router {
     rewired: Option<Rewired>,
     fatal: Option<(Address, LinkError)>,
     counters: ClientCounters,
+}
+
+/// Bytes of all `fragments`; more than any value has stay more than that.
+fn bytes_of(fragments: &[Fragment]) -> u32 {
+    fragments.iter().fold(0, |sum, fragment| sum.saturating_add(fragment.len()))
 }
 
 impl Router {
@@ -186,8 +193,10 @@ impl Router {
         request: Request<'a>,
         now_us: u64,
     ) -> Result<Ticket, Request<'a>> {
-        let Body::One { key, offset, length, data } = &request.body else {
-            return self.submit_batch(request, now_us);
+        let (key, offset, wanted) = match &request.body {
+            Body::One { key, offset, length, .. } => (*key, *offset, *length),
+            Body::Fragments { key, offset, fragments } => (*key, *offset, bytes_of(fragments)),
+            _ => return self.submit_batch(request, now_us),
         };
         let link = self.link_for(request.target, request.namespace.0, key);
         if link.is_some_and(|link| !self.peers[link].has_room()) {
@@ -197,7 +206,7 @@ impl Router {
         let refused = match link {
             None => Some(Status::Malformed),
             Some(_) if self.fatal.is_some() => Some(Status::Disconnected),
-            Some(_) => self.refuse(request.opcode, key, data.len()),
+            Some(_) => self.refuse_single(&request, key),
         };
         if let Some(status) = refused {
             self.deliver(Done::single(ticket, request.tag, status));
@@ -209,13 +218,32 @@ impl Router {
         let op = &mut self.ops[id];
         op.begin(request.opcode, request.target, request.namespace, deadline_us);
         (op.ticket, op.tag, op.token) = (ticket, request.tag, token);
-        op.offset = *offset;
+        op.offset = offset;
         op.keys.extend_from_slice(key);
-        let sizes = Sizes::of(request.opcode, data.len() as u32, *length, &self.limits);
+        match &request.body {
+            Body::Fragments { fragments, .. } => op.set_fragments(fragments, request.data_crc),
+            Body::One { data, .. } => op.set_value(data.clone(), request.data_crc),
+            _ => unreachable!("batches were submitted above"),
+        }
+        let sizes = Sizes::of(request.opcode, op.value_bytes, wanted, &self.limits);
         (op.data_length, op.answer_bytes_max) = (sizes.data_length, sizes.answer_bytes_max);
-        op.set_value(data.clone());
         self.enqueue(id, link.unwrap_or_default());
         Ok(ticket)
+    }
+
+    fn refuse_single(&self, request: &Request<'_>, key: &[u8]) -> Option<Status> {
+        let (bytes, fragments) = match &request.body {
+            Body::One { data, .. } => (data.len(), [].as_slice()),
+            Body::Fragments { fragments, .. } => (bytes_of(fragments) as usize, *fragments),
+            _ => return None,
+        };
+        if fragments.len() > FRAGMENTS_MAX {
+            return Some(Status::Malformed);
+        }
+        let sent = if request.opcode.sends_data() { bytes } else { 0 };
+        let refused = self.refuse(request.opcode, key, sent);
+        let knows_crc = request.data_crc.is_some();
+        refused.or_else(|| refuse_fragments(request.opcode, fragments, knows_crc))
     }
 
     fn link_for(&self, target: Target, namespace: u32, key: &[u8]) -> Option<usize> {
@@ -269,10 +297,19 @@ impl Router {
         if now_us < peer.resume_at_us {
             return;
         }
-        while peer.link.can_send()
+        let mut unreached = None;
+        while unreached.is_none()
+            && peer.link.can_send()
             && let Some(id) = peer.backlog.pop_front()
         {
-            peer.link.send_command(id, &mut self.ops, stream, now_us);
+            let sent = peer.link.send_command(id, &mut self.ops, stream, now_us);
+            unreached = sent.err().map(|error| (id, error));
+        }
+        if let Some((id, error)) = unreached {
+            log::warn!("an operation's memory cannot be used: {error}");
+            self.conclude_with(id, Status::Memory);
+            self.ops.release(id);
+            self.dispatch(index, stream, now_us);
         }
     }
 
@@ -290,6 +327,7 @@ impl Router {
         if link.is_ready() && !was_ready {
             self.counters.connections += 1;
             self.peers[index].failures = 0;
+            self.peers[index].paths.ready(now_us);
         }
         let settled = self.settle_all(index, now_us);
         let outcome = outcome.and_then(|count| settled.map(|()| count));
@@ -367,6 +405,7 @@ impl Router {
         }
         let mut done = Done::single(op.ticket, op.tag, answer.status);
         done.result = answer.result;
+        (done.length, done.unchecked_crc) = (answer.length(), answer.unchecked_crc());
         done.data = answer.data;
         self.deliver(done);
         Ok(())
@@ -374,8 +413,8 @@ impl Router {
 
     /// Ends an operation that has no answer.
     pub(super) fn conclude_with(&mut self, id: OpId, status: Status) {
-        let (result, has_items, data_crc, data) = (0, false, 0, Vec::new());
-        let answer = Answer { op: id, status, result, has_items, data_crc, data };
+        let (result, has_items, data_crc, data, landed) = (0, false, 0, Vec::new(), None);
+        let answer = Answer { op: id, status, result, has_items, data_crc, data, landed };
         let concluded = self.conclude(id, answer);
         debug_assert!(concluded.is_ok(), "there is nothing in it to be wrong");
     }
@@ -390,6 +429,10 @@ impl Router {
     /// Ends what is over its deadline, and connections that are silent.
     pub(super) fn tick(&mut self, now_us: u64) {
         for index in 0..self.peers.len() {
+            let peer = &mut self.peers[index];
+            if peer.paths.goes_back(now_us) {
+                peer.link.drain();
+            }
             if let Err(error) = self.peers[index].link.tick(now_us) {
                 self.lost(index, now_us, error);
             }
@@ -445,7 +488,7 @@ impl Router {
             } else {
                 peer.resume_at_us
             };
-            peer.link.next_tick_us().min(retry_us).min(resume_us)
+            peer.link.next_tick_us().min(retry_us).min(resume_us).min(peer.paths.next_us())
         });
         peers.min().unwrap_or(u64::MAX).min(self.next_deadline_us)
     }

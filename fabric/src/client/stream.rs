@@ -1,7 +1,8 @@
 //! What a connection is to the client: a stream, and perhaps memory that the server reaches.
 
+use crate::region::Region;
 use crate::stream::sim::SimStream;
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 /// A connection that never blocks: where a read or write would, it ends in
@@ -25,6 +26,39 @@ pub struct Lent {
     pub key: u32,
     /// Bytes.
     pub bytes: u32,
+}
+
+/// How the bytes of a caller's region move over a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The server moves them itself, and knows the region by this key.
+    Key(u32),
+    /// They are copied to and from memory that is lent, or move with the PDUs.
+    Copied,
+}
+
+impl Reach {
+    /// Of a connection whose server does not reach the caller's memory.
+    ///
+    /// # Errors
+    /// No processor can copy it either.
+    pub fn by_copy(region: &Region) -> io::Result<Self> {
+        let text = "dma-buf memory can be reached by RDMA only: listen with transport = \"rdma\", or \
+                    use a region of ordinary memory";
+        let unseen = || io::Error::new(ErrorKind::Unsupported, text);
+        region.is_visible().then_some(Self::Copied).ok_or_else(unseen)
+    }
+
+    /// How `stream` reaches `region`; a device that is to reach it has registered it then.
+    ///
+    /// # Errors
+    /// It cannot, and says why.
+    pub fn over(stream: &mut impl Stream, region: &Region) -> io::Result<Self> {
+        match stream.memory() {
+            Some(memory) => memory.reach(region),
+            None => Self::by_copy(region),
+        }
+    }
 }
 
 /// Memory that the server reaches. What is lent and not taken back is gone with the connection.
@@ -52,4 +86,12 @@ pub trait Memory {
 
     /// Takes a piece back: the server has answered.
     fn take_back(&mut self, lent: Lent);
+
+    /// How the server reaches `region`; a device that is to reach it registers it first, once.
+    ///
+    /// # Errors
+    /// It cannot be reached: the text says why, and what to do.
+    fn reach(&mut self, region: &Region) -> io::Result<Reach> {
+        Reach::by_copy(region)
+    }
 }

@@ -80,14 +80,19 @@ impl Response {
         response
     }
 
-    /// What `pdu` says of data that follows it, said of the same data in memory of `length` bytes.
-    /// `None`: there is no data, or that memory does not hold it.
+    /// What `pdu`, a response of this side's own, says of data that follows it, said of the same data in
+    /// memory of `length` bytes. `None`: there is no data, or that memory does not hold it.
     #[must_use]
     pub fn placed(pdu: &[u8], length: u32) -> Option<Self> {
-        let outcome = Self::parse(pdu).ok()?;
-        let fits = (1..=length).contains(&outcome.data_length);
-        let placed = Outcome { flags: outcome.flags | response_flags::PLACED, ..outcome };
-        fits.then(|| Self::new(&placed))
+        let mut response = Self::read_from_bytes(pdu).ok()?;
+        let fits = (1..=length).contains(&response.data_length.get());
+        if !fits || response.header.pdu_type != PduType::Response as u8 {
+            return None;
+        }
+        response.header.flags |= response_flags::PLACED;
+        response.header.length = U32::new(size_of::<Self>() as u32);
+        check::seal(&mut response);
+        Some(response)
     }
 
     /// Checks the first 32 bytes of a response; its data has not been looked at.
@@ -162,18 +167,23 @@ impl ItemResult {
     pub fn parse_all(data: &[u8], items: usize, crc: u32) -> Result<(&[Self], &[u8]), DecodeError> {
         let (results, rest) = <[Self]>::ref_from_prefix_with_elems(data, items)
             .map_err(|_| DecodeError::Truncated)?;
+        Self::check_all(results, rest.len(), crc)?;
+        Ok((results, rest))
+    }
+
+    /// Checks the results of a batch whose items have `data_bytes` of data together, which is elsewhere.
+    ///
+    /// # Errors
+    /// [`DecodeError`], as in [`ItemResult::parse_all`].
+    pub fn check_all(results: &[Self], data_bytes: usize, crc: u32) -> Result<(), DecodeError> {
         if super::crc32c(results.as_bytes()) != crc {
             return Err(DecodeError::Checksum);
         }
         if results.iter().any(|result| result.reserved.get() != 0) {
             return Err(DecodeError::Reserved);
         }
-        let data_bytes: u64 =
-            results.iter().map(|result| u64::from(result.data_length.get())).sum();
-        if data_bytes != rest.len() as u64 {
-            return Err(DecodeError::Length);
-        }
-        Ok((results, rest))
+        let sum: u64 = results.iter().map(|result| u64::from(result.data_length.get())).sum();
+        if sum == data_bytes as u64 { Ok(()) } else { Err(DecodeError::Length) }
     }
 
     /// How this item ended.

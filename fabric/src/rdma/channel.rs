@@ -4,6 +4,7 @@
 
 use super::chain::Chain;
 use super::credits::Credits;
+use super::grants::{Pool, Share};
 use super::greeting::Greeting;
 use super::output::Output;
 use super::provider::{Provider, Qp, Room, Shape};
@@ -30,6 +31,8 @@ pub(super) struct Reading {
 pub(super) struct Channel<B> {
     pub(super) qp: Qp,
     credits: Credits,
+    /// Of a pool of receives that others have a part of, too.
+    share: Option<Share>,
     /// The longest message that the other side takes.
     message_bytes: usize,
     pub(super) output: Output<B>,
@@ -49,6 +52,7 @@ impl<B: Buffer> Channel<B> {
         Self {
             qp,
             credits: Credits::new(shape.receives.into(), greeting.receives),
+            share: None,
             message_bytes: greeting.receive_bytes as usize,
             output: Output::new(),
             waiting: VecDeque::new(),
@@ -59,15 +63,34 @@ impl<B: Buffer> Channel<B> {
         }
     }
 
+    /// Its receives are part of a pool; it may have `most` of them.
+    #[must_use]
+    pub(super) fn sharing(mut self, most: u32) -> Self {
+        self.share = Some(Share::new(self.credits.outstanding(), most));
+        self
+    }
+
+    /// Receives that the other side may still use: back in the pool once it cannot any more.
+    pub(super) fn granted(&self) -> u32 {
+        if self.share.is_some() { self.credits.outstanding() } else { 0 }
+    }
+
     /// The longest message that the other side takes.
     pub(super) fn message_bytes(&self) -> usize {
         self.message_bytes
     }
 
-    /// This number came with a message whose receive is posted again.
-    pub(super) fn hear(&mut self, immediate: u32) -> Result<(), &'static str> {
-        self.credits.repost();
-        self.credits.hear(immediate)
+    /// This number came with a message whose receive is posted again: to a `pool` if there is one.
+    pub(super) fn hear(&mut self, immediate: u32, pool: &mut Pool) -> Result<(), &'static str> {
+        self.credits.hear(immediate)?;
+        match &mut self.share {
+            Some(share) => {
+                pool.came_back(1);
+                share.refill(&mut self.credits, pool);
+            }
+            None => self.credits.grant(1),
+        }
+        Ok(())
     }
 
     /// Nothing waits to be posted.

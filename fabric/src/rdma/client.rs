@@ -3,16 +3,19 @@
 //! A [`Line`] takes whole PDUs and gives bytes, and has memory that the server reaches, as a client of
 //! shared memory has it. So everything above framing is shared with the byte streams.
 //!
+//! A caller's own region is offered to the server as it is, and nothing is copied on this side.
+//!
 //! Memory that was lent stays lent until it is taken back, or the queue pair is gone; only then is it used for something else. A line that is dropped takes its queue pair down first.
 
 use super::chain::Chain;
 use super::channel::{Channel, Reading};
+use super::grants::Pool;
 use super::greeting::Greeting;
 use super::provider::{Event, Note, Provider, ProviderError, Qp, Region, Shape};
-use crate::client::{Lent, Memory, Stream};
+use crate::client::{Lent, Memory, Reach, Stream};
 use crate::pdu::{COMMON_HEADER_BYTES, CommonHeader, PduType};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt::{Debug, Formatter};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -29,6 +32,7 @@ pub fn client_shape(queue_depth: u16) -> Shape {
         receive_bytes: 16 << 10,
         reads: 16,
         remote_access: true,
+        shared: false,
     }
 }
 
@@ -54,6 +58,8 @@ struct Shared<P: Provider> {
     chain: Chain<P::Buffer>,
     events: Vec<Event<P::Buffer>>,
     reading: Reading,
+    /// Of nothing: a client's receives are its connections' own.
+    pool: Pool,
     now_us: u64,
 }
 
@@ -69,8 +75,8 @@ struct State<P: Provider> {
     partial: Vec<u8>,
     /// PDUs from before the connection was there.
     early: VecDeque<Vec<u8>>,
-    /// By their keys.
-    lent: BTreeMap<u32, P::Region>,
+    /// What is lent: a few pieces, known by their keys.
+    lent: Vec<P::Region>,
     /// Memory that is lent to nobody. It is of this connection's device.
     spare: Vec<P::Region>,
     closed: bool,
@@ -86,6 +92,7 @@ impl<P: Provider> Hub<P> {
             chain: Chain::default(),
             events: Vec::new(),
             reading: Reading::default(),
+            pool: Pool::new(0),
             now_us: 0,
         })))
     }
@@ -105,7 +112,7 @@ impl<P: Provider> Hub<P> {
             rest: 0,
             partial: Vec::new(),
             early: VecDeque::new(),
-            lent: BTreeMap::new(),
+            lent: Vec::new(),
             spare: Vec::new(),
             closed: false,
         };
@@ -229,7 +236,7 @@ impl<P: Provider> Shared<P> {
         let Some(index) = self.line(qp) else { return };
         let Some(state) = self.lines[index].as_mut().filter(|state| !state.closed) else { return };
         let Some(channel) = &mut state.channel else { return self.close(index) };
-        let heard = channel.hear(immediate);
+        let heard = channel.hear(immediate, &mut self.pool);
         let message = self.provider.received(qp, receive, length);
         let taken = heard.is_ok() && state.take_in(message);
         self.provider.repost(qp, receive);
@@ -262,6 +269,10 @@ impl<P: Provider> Shared<P> {
 }
 
 impl<P: Provider> State<P> {
+    fn lent_region(&mut self, lent: Lent) -> Option<&mut P::Region> {
+        self.lent.iter_mut().find(|region| region.key() == lent.key)
+    }
+
     /// A message: PDUs' bytes. `false` if they cannot be.
     fn take_in(&mut self, message: &[u8]) -> bool {
         if self.rest > 0 || message.is_empty() {
@@ -366,21 +377,21 @@ impl<P: Provider> Memory for Line<P> {
         let region =
             region.map_err(|error| log::error!("no memory for a command: {error}")).ok()?;
         let lent = Lent { address: region.address(), key: region.key(), bytes: bytes as u32 };
-        self.with(|state| state.lent.insert(lent.key, region));
+        self.with(|state| state.lent.push(region));
         Some(lent)
     }
 
     fn put(&mut self, lent: Lent, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= lent.bytes as usize, "more than was lent");
         self.with(|state| {
-            state.lent.get_mut(&lent.key).into_iter().for_each(|region| region.write(offset, from));
+            state.lent_region(lent).into_iter().for_each(|region| region.write(offset, from));
         });
     }
 
     fn get(&self, lent: Lent, offset: usize, into: &mut [u8]) {
         assert!(offset + into.len() <= lent.bytes as usize, "more than was lent");
         self.with(|state| {
-            state.lent.get(&lent.key).into_iter().for_each(|region| region.read(offset, into));
+            state.lent_region(lent).into_iter().for_each(|region| region.read(offset, into));
         });
     }
 
@@ -388,9 +399,17 @@ impl<P: Provider> Memory for Line<P> {
 
     fn take_back(&mut self, lent: Lent) {
         self.with(|state| {
-            let region = state.lent.remove(&lent.key);
-            state.spare.extend(region);
+            let place = state.lent.iter().position(|region| region.key() == lent.key);
+            state.spare.extend(place.map(|place| state.lent.swap_remove(place)));
         });
+    }
+
+    fn reach(&mut self, region: &crate::region::Region) -> io::Result<Reach> {
+        let mut shared = self.hub.0.borrow_mut();
+        let state = shared.lines[self.slot].as_ref();
+        let qp = state.filter(|state| !state.closed).map(|state| state.qp);
+        let qp = qp.ok_or(ErrorKind::ConnectionReset)?;
+        shared.provider.offer(qp, region).map(Reach::Key).map_err(io::Error::other)
     }
 }
 

@@ -6,7 +6,8 @@
 //!   buffer that the device filled or will be written from: nothing is copied here. A command that
 //!   names no memory gets its data behind the response;
 //! * no queue overruns: a side sends a PDU only if the other has posted a receive for it
-//!   (`credits`), and posts work only where the queue pair has room for it;
+//!   (`credits`), and posts work only where the queue pair has room for it. A server's connections may
+//!   share one pool of receives: what all of them were granted is never more than there are (`grants`);
 //! * a buffer that work refers to is dropped only when that work has completed, or its queue pair
 //!   is gone; a connection that breaks is drained before its end is reported;
 //! * no key of the server's memory leaves the server, and its queue pairs take no READ or WRITE.
@@ -16,9 +17,6 @@
 //!
 //! A refused peer, or one whose connection is closed with READs under way, is reported as closed
 //! when those have ended: their buffers belong to the network card until then.
-//!
-//! Not there yet: the daemon does not listen by it, and no endpoint announces it; a client copies its
-//! data to and from memory of its own that it lends; there is one receive queue for each connection.
 //!
 //! From the wire upwards: a [`Provider`] has queue pairs (`verbs`, behind the cargo feature `rdma`,
 //! has real ones; [`fake`] simulates them, faults included), a [`Chain`] is work for one of them, a
@@ -30,11 +28,14 @@ mod channel;
 pub mod client;
 mod credits;
 pub mod fake;
+mod grants;
 mod greeting;
 mod ledger;
 mod output;
 mod peer;
 mod provider;
+mod run;
+mod splitter;
 mod transport;
 
 pub use chain::{Chain, Piece, Step, Work};

@@ -4,8 +4,10 @@
 //! work than half of the send queue has room for becomes several items, of which the last one has the
 //! PDU: no item has to wait until READs leave it more than that half. PDUs are copied; bulk data is not.
 
-use super::chain::{Chain, Splitter};
+use super::chain::Chain;
 use super::provider::{Limits, Room};
+use super::run::Run;
+use super::splitter::Splitter;
 use crate::pdu::{FRAGMENTS_MAX, Fragment};
 use crate::transport::{Payload, RemoteMemory, Walk};
 use std::collections::VecDeque;
@@ -28,45 +30,6 @@ struct Item {
     places: usize,
 }
 
-/// What is taken in the order in which it was put in, as slices. Its storage is used again.
-#[derive(Debug)]
-struct Run<T> {
-    all: Vec<T>,
-    taken: usize,
-    /// When so many have been taken, what is left moves to the front.
-    slack: usize,
-}
-
-impl<T> Run<T> {
-    fn new(slack: usize) -> Self {
-        Self { all: Vec::new(), taken: 0, slack }
-    }
-
-    fn len(&self) -> usize {
-        self.all.len() - self.taken
-    }
-
-    /// The next `count`.
-    fn take(&mut self, count: usize) -> &[T] {
-        self.taken += count;
-        &self.all[self.taken - count..self.taken]
-    }
-
-    fn compact(&mut self) {
-        if self.taken == self.all.len() {
-            self.clear();
-        } else if self.taken > self.slack {
-            self.all.drain(..self.taken);
-            self.taken = 0;
-        }
-    }
-
-    fn clear(&mut self) {
-        self.all.clear();
-        self.taken = 0;
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Output<B> {
     items: VecDeque<Item>,
@@ -77,6 +40,8 @@ pub(super) struct Output<B> {
     /// Of those that wait: bytes of copied data.
     copied: usize,
     payloads: VecDeque<Payload<B>>,
+    /// Bytes of data that were ever copied.
+    bytes_copied: u64,
 }
 
 impl<B> Output<B> {
@@ -87,7 +52,13 @@ impl<B> Output<B> {
             places: Run::new(16 * FRAGMENTS_MAX),
             copied: 0,
             payloads: VecDeque::new(),
+            bytes_copied: 0,
         }
+    }
+
+    /// Bytes of data that were copied since this was last asked.
+    pub(super) fn take_copied(&mut self) -> u64 {
+        std::mem::take(&mut self.bytes_copied)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -99,7 +70,8 @@ impl<B> Output<B> {
         if self.bytes.len() - self.copied + pdu.len() > WAITING_BYTES_MAX {
             return false;
         }
-        self.put_messages(pdu, false, message_bytes);
+        self.bytes.all.extend_from_slice(pdu);
+        self.put_messages(pdu.len(), false, message_bytes);
         true
     }
 
@@ -117,17 +89,22 @@ impl<B> Output<B> {
         if self.copied > COPIED_BYTES_MAX {
             return false;
         }
-        let mut whole = pdu.to_vec();
-        payloads.for_each(|part| whole.extend_from_slice(&part.buffer.as_ref()[part.range]));
-        self.copied += whole.len();
-        self.put_messages(&whole, true, message_bytes);
+        let before = self.bytes.len();
+        let bytes = &mut self.bytes.all;
+        bytes.extend_from_slice(pdu);
+        payloads.for_each(|part| bytes.extend_from_slice(&part.buffer.as_ref()[part.range]));
+        let length = self.bytes.len() - before;
+        self.bytes_copied += (length - pdu.len()) as u64;
+        self.copied += length;
+        self.put_messages(length, true, message_bytes);
         true
     }
 
-    fn put_messages(&mut self, bytes: &[u8], copied: bool, message_bytes: usize) {
-        self.bytes.all.extend_from_slice(bytes);
-        self.items.extend(bytes.chunks(message_bytes).map(|message| Item {
-            message: Some(message.len()),
+    /// The last `length` bytes leave in messages of at most `message_bytes`.
+    fn put_messages(&mut self, length: usize, copied: bool, message_bytes: usize) {
+        let lengths = (0..length).step_by(message_bytes).map(|at| message_bytes.min(length - at));
+        self.items.extend(lengths.map(|message| Item {
+            message: Some(message),
             copied,
             works: 1,
             payloads: 0,

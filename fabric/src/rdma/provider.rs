@@ -6,6 +6,7 @@
 
 use super::chain::Chain;
 use crate::Buffer;
+use crate::region;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
@@ -47,7 +48,8 @@ pub struct Room {
 /// How a connection's queue pair is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Receives that are posted before the peer can send, and again as they are used up.
+    /// Receives that are posted before the peer can send, and again as they are used up; where they are
+    /// shared, those that the peer may use at first.
     pub receives: u16,
     /// Bytes of each.
     pub receive_bytes: u32,
@@ -55,6 +57,8 @@ pub struct Shape {
     pub reads: u8,
     /// Whether the peer may READ and WRITE memory that this side registers for it.
     pub remote_access: bool,
+    /// The receives are those that all such queue pairs of the provider share.
+    pub shared: bool,
 }
 
 /// The few bytes that travel with the connection manager's messages.
@@ -188,6 +192,9 @@ pub enum ProviderError {
     /// There are as many queue pairs as there can be.
     #[error("no room for another queue pair: raise the device's or this process's limits")]
     Full,
+    /// A region's memory is in use otherwise.
+    #[error(transparent)]
+    Region(#[from] region::RegionError),
     /// The device or its set-up is one that does not work here.
     #[error("{0}")]
     Unsuitable(String),
@@ -228,6 +235,11 @@ pub trait Provider {
     /// What its queue pairs can do.
     fn limits(&self) -> Limits;
 
+    /// Receives that queue pairs may share, all of them posted; 0: there are none.
+    fn shared_receives(&self) -> u32 {
+        0
+    }
+
     /// Appends what has happened; `true` if anything has.
     fn poll(&mut self, now_us: u64, events: &mut Vec<Event<Self::Buffer>>) -> bool;
 
@@ -257,7 +269,7 @@ pub trait Provider {
     fn received(&self, qp: Qp, receive: u16, length: u32) -> &[u8];
 
     /// Gives a receive back; it is posted with the next [`Provider::post`] or
-    /// [`Provider::ring_receives`].
+    /// [`Provider::ring_receives`], of any queue pair if it is shared.
     fn repost(&mut self, qp: Qp, receive: u16);
 
     /// Posts the receives that were given back.
@@ -294,6 +306,14 @@ pub trait Provider {
     /// # Errors
     /// There is not so much, or it cannot be locked; or the connection is over.
     fn region(&mut self, qp: Qp, bytes: usize) -> Result<Self::Region, ProviderError>;
+
+    /// The key by which the peer of a connected queue pair reaches memory of the caller's, to READ or
+    /// WRITE as its [`region::Usage`] says. It is registered with the device when that is asked for the first
+    /// time, and until its last handle is gone.
+    ///
+    /// # Errors
+    /// The device cannot reach it, or it cannot be locked, or is being viewed; or the connection is over.
+    fn offer(&mut self, qp: Qp, region: &region::Region) -> Result<u32, ProviderError>;
 
     /// From now until the next event, [`Provider::wait_fd`] turns readable when there is one;
     /// `false` if there may be one already.

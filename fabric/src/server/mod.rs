@@ -141,6 +141,8 @@ pub struct Counters {
     pub disconnected: u64,
     /// Commands refused as busy or shutting down here.
     pub turned_away: u64,
+    /// As [`Transport::bytes_copied`].
+    pub bytes_copied: u64,
 }
 
 /// Sessions over a transport. See the module for what it guarantees.
@@ -305,7 +307,7 @@ impl<T: Transport> Server<T> {
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.core.counters
+        Counters { bytes_copied: self.transport.bytes_copied(), ..self.core.counters }
     }
 
     /// The transport, for its own numbers and addresses.

@@ -137,6 +137,11 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
         Some(get(memory, &mut remote.walk(), into).ok_or(ELSEWHERE))
     }
 
+    /// Bytes of payloads that were copied out of the receive buffer since this was last asked.
+    pub(super) fn take_copied(&mut self) -> u64 {
+        self.input.take_copied()
+    }
+
     pub(super) fn expect(&mut self, pull: Pull<B>) {
         self.input.expect(pull);
     }

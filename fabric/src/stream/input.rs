@@ -51,6 +51,8 @@ pub(super) struct Input<B> {
     pulls: VecDeque<Pull<B>>,
     /// Its DATA has begun: the next bytes of the stream belong to it.
     arriving: Option<Pull<B>>,
+    /// Of payloads: bytes that came into the receive buffer first.
+    bytes_copied: u64,
 }
 
 impl<B: Buffer> Input<B> {
@@ -61,6 +63,7 @@ impl<B: Buffer> Input<B> {
             tail: 0,
             pulls: VecDeque::new(),
             arriving: None,
+            bytes_copied: 0,
         }
     }
 
@@ -72,6 +75,11 @@ impl<B: Buffer> Input<B> {
     /// Takes out a pull that will not end any more.
     pub(super) fn give_up(&mut self) -> Option<Pull<B>> {
         self.arriving.take().or_else(|| self.pulls.pop_front())
+    }
+
+    /// Bytes that were copied since this was last asked.
+    pub(super) fn take_copied(&mut self) -> u64 {
+        std::mem::take(&mut self.bytes_copied)
     }
 
     /// Reads once and hands up what that completes. `short_blocks`: a read that got less than it
@@ -197,6 +205,7 @@ impl<B: Buffer> Input<B> {
         self.head += size_of::<Data>();
         let here = pull.length.min(self.tail - self.head);
         pull.buffer.as_mut()[..here].copy_from_slice(&self.bytes[self.head..self.head + here]);
+        self.bytes_copied += here as u64;
         pull.filled = here;
         self.head += here;
         self.settle(conn, pull, sink);

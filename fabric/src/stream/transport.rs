@@ -61,6 +61,7 @@ pub struct StreamTransport<L: Listener, B> {
     events: Vec<Readiness>,
     now_us: u64,
     next_sweep_us: u64,
+    bytes_copied: u64,
 }
 
 impl<L: Listener, B: Buffer> StreamTransport<L, B> {
@@ -78,6 +79,7 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
             events: Vec::with_capacity(EVENTS_MAX),
             now_us: 0,
             next_sweep_us: u64::MAX,
+            bytes_copied: 0,
         }
     }
 
@@ -170,7 +172,9 @@ impl<L: Listener, B: Buffer> StreamTransport<L, B> {
                 continue;
             };
             connection.in_ready = false;
-            match connection.receive(sink, L::SHORT_BLOCKS, BUDGET_BYTES) {
+            let received = connection.receive(sink, L::SHORT_BLOCKS, BUDGET_BYTES);
+            self.bytes_copied += connection.take_copied();
+            match received {
                 Received::Empty => {}
                 Received::More(_) => {
                     connection.in_ready = true;
@@ -334,7 +338,14 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
         remote: RemoteMemory<'_>,
         payloads: &mut dyn Iterator<Item = Payload<B>>,
     ) {
-        self.queue(conn, |connection| connection.push(pdu, remote, payloads));
+        let mut bytes_copied = 0;
+        self.queue(conn, |connection| {
+            let before = connection.placed_bytes;
+            let pushed = connection.push(pdu, remote, payloads);
+            bytes_copied = connection.placed_bytes - before;
+            pushed
+        });
+        self.bytes_copied += bytes_copied as u64;
         self.send_early(conn);
     }
 
@@ -351,6 +362,8 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
             if let Err(what) = fetched {
                 connection.break_off(CloseReason::Protocol(what));
                 self.report_soon(conn.slot);
+            } else {
+                self.bytes_copied += length as u64;
             }
             self.ended.add(conn, cid, buffer, fetched.is_ok());
             return;
@@ -408,6 +421,10 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
             (false, u64::MAX) => None,
             (false, sweep_us) => Some(sweep_us),
         }
+    }
+
+    fn bytes_copied(&self) -> u64 {
+        self.bytes_copied
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

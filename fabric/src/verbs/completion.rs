@@ -63,6 +63,9 @@ impl Drop for Channel {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Completion {
     pub id: u64,
+    /// The queue pair, and its device: a shared receive's `id` does not say.
+    pub number: u32,
+    pub adapter: usize,
     pub status: sys::ibv_wc_status::Type,
     /// Of a receive: bytes that came, and the number beside them.
     pub length: u32,
@@ -73,6 +76,7 @@ pub(super) struct Completion {
 #[derive(Debug)]
 pub(super) struct Queue {
     raw: *mut sys::ibv_cq,
+    adapter: usize,
     _channel: Rc<Channel>,
     capacity: usize,
     promised: Cell<usize>,
@@ -82,6 +86,7 @@ impl Queue {
     pub(super) fn new(
         context: &Rc<Context>,
         channel: &Rc<Channel>,
+        adapter: usize,
         entries: usize,
     ) -> Result<Rc<Self>, ProviderError> {
         // SAFETY: an open context, and a channel on it that outlives the queue.
@@ -94,7 +99,7 @@ impl Queue {
         // SAFETY: it was just made.
         let capacity = unsafe { (*raw).cqe } as usize;
         let promised = Cell::new(0);
-        Ok(Rc::new(Self { raw, _channel: Rc::clone(channel), capacity, promised }))
+        Ok(Rc::new(Self { raw, adapter, _channel: Rc::clone(channel), capacity, promised }))
     }
 
     pub(super) fn raw(&self) -> *mut sys::ibv_cq {
@@ -135,6 +140,8 @@ impl Queue {
             let good = entry.is_valid();
             found.push(Completion {
                 id: entry.wr_id(),
+                number: entry.qp_num,
+                adapter: self.adapter,
                 status,
                 length: if good { entry.len() as u32 } else { 0 },
                 immediate: if good { entry.imm_data().map(u32::from_be) } else { None },

@@ -262,6 +262,8 @@ impl Context {
                 let number = unsafe { (*event.element.qp).qp_num };
                 DeviceEvent::QueuePair { number, forbidden }
             }
+            sys::IBV_EVENT_SRQ_LIMIT_REACHED => DeviceEvent::FewReceives,
+            sys::IBV_EVENT_SRQ_ERR => DeviceEvent::Receives,
             sys::IBV_EVENT_CQ_ERR => DeviceEvent::CompletionQueue,
             sys::IBV_EVENT_DEVICE_FATAL => DeviceEvent::Device,
             sys::IBV_EVENT_PORT_ERR => DeviceEvent::Port { up: false },
@@ -282,6 +284,10 @@ pub(super) enum DeviceEvent {
         number: u32,
         forbidden: bool,
     },
+    /// There are few shared receives left.
+    FewReceives,
+    /// The shared receives have failed.
+    Receives,
     /// A completion queue has overrun: a broken invariant of ours.
     CompletionQueue,
     /// The device is gone.

@@ -1,13 +1,15 @@
 //! Registered memory: what a network card may reach, and that it stays there.
 //!
 //! Memory of the server has local rights only. What a client lends has remote rights, is of its own, and
-//! is only ever copied to and from: the server may write to it at any time.
+//! is only ever copied to and from: the server may write to it at any time. A caller's region has the remote
+//! rights that it asks for.
 
 use super::device::Domain;
 use super::last_error;
 use crate::Buffer;
 use crate::conformance::Counted;
 use crate::rdma::{ProviderError, Region};
+use crate::region::{self, Usage};
 use ibverbs_sys as sys;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use stable_deref_trait::StableDeref;
@@ -15,6 +17,7 @@ use std::any::Any;
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -49,6 +52,10 @@ const REMOTE_WRITE: sys::ibv_access_flags = sys::ibv_access_flags::IBV_ACCESS_RE
 /// What fails where the memory limit is too low.
 const CANNOT_REGISTER: &str = "cannot register memory with an RDMA device: raise the locked-memory limit (ulimit -l, or \
      LimitMEMLOCK= of the service)";
+
+/// What fails where the device, or its driver, cannot.
+const CANNOT_REGISTER_DMA_BUF: &str = "cannot register dma-buf memory with an RDMA device: soft-RoCE never can, and others need \
+     kernel and driver support for it; use a region of ordinary memory";
 
 /// A registration with one device.
 #[derive(Debug)]
@@ -93,13 +100,49 @@ impl Registration {
         Ok(Self { raw, address, length, _domain: Rc::clone(domain), _owner: owner })
     }
 
+    /// Registers a caller's region for a server to READ from or WRITE to, as its usage says. The region has
+    /// it deregistered before its memory goes.
+    ///
+    /// # Errors
+    /// It cannot be locked, or is a dma-buf that the device cannot reach.
+    pub(super) fn of_region(
+        domain: &Rc<Domain>,
+        region: &region::Region,
+    ) -> Result<Self, ProviderError> {
+        let access = match region.usage() {
+            Usage::Stores => REMOTE_READ,
+            // Remote writes take local ones.
+            Usage::Retrieves => LOCAL | REMOTE_WRITE,
+            Usage::Both => LOCAL | REMOTE_READ | REMOTE_WRITE,
+        };
+        let (address, length) = (region.device_address(), region.bytes());
+        let Some((fd, offset)) = region.as_dma_buf() else {
+            return Self::new(domain, address as usize, length, access, None);
+        };
+        let (fd, access) = (fd.as_raw_fd(), access.0 as i32);
+        // SAFETY: an allocated domain and an open descriptor; the kernel looks for a dma-buf behind it, which
+        // it keeps, and checks the range.
+        let raw =
+            unsafe { sys::ibv_reg_dmabuf_mr(domain.raw(), offset, length, address, fd, access) };
+        if raw.is_null() {
+            return Err(last_error(CANNOT_REGISTER_DMA_BUF));
+        }
+        Ok(Self {
+            raw,
+            address: address as usize,
+            length,
+            _domain: Rc::clone(domain),
+            _owner: None,
+        })
+    }
+
     /// The key that work requests of this side name it by.
     pub(super) fn local_key(&self) -> u32 {
         // SAFETY: registered until this is dropped.
         unsafe { (*self.raw).lkey }
     }
 
-    fn remote_key(&self) -> u32 {
+    pub(super) fn remote_key(&self) -> u32 {
         // SAFETY: registered until this is dropped.
         unsafe { (*self.raw).rkey }
     }

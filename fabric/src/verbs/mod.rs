@@ -6,21 +6,23 @@
 //!   work has completed or the queue pair is destroyed: the queue pair owns the buffers;
 //! * a queue pair of a server takes no READ and no WRITE, and the server's memory is registered with
 //!   local rights only: it has no key that a peer could use;
+//! * a caller's region is registered once with each device, with the rights of its usage, and until its last
+//!   handle is gone;
 //! * nothing here waits: not for the network, and not for the connection manager;
 //! * a peer costs a queue pair, and its failure is told of that queue pair only.
 //!
 //! What breaks it: memory that is registered ([`Verbs::register`]) and then mapped anew by somebody
 //! who was trusted to keep it. iWARP is not supported (a READ needs remote rights there), and says so.
 //!
-//! Not there yet: shared receive queues, and memory of other devices (dma-buf) or of a caller for a
-//! client's data.
+//! Not there yet: shared receive queues.
 //!
 //! The connection manager is control plane only: queue pairs, protection domains and completion queues
 //! are on contexts of our own, one per device. Completions are taken with `ibv_poll_cq`; the extended
 //! completion queues of some providers hand out completions that never were.
 //!
 //! From the wire upwards: `device` (contexts, ports, GIDs), `memory` (registrations), `completion`
-//! (queues), `pair` (queue pairs and what is in flight on them), `manager` (connections), [`Verbs`].
+//! (queues), `shared` (receives of many), `pair` (queue pairs and what is in flight on them), `manager` (connections),
+//! [`Verbs`].
 
 #![expect(
     unsafe_code,
@@ -35,10 +37,12 @@ mod manager;
 mod memory;
 mod pair;
 mod provider;
+mod shared;
 
 pub use device::{Gid, GidKind, devices, gids};
 pub use listener::Listener;
 pub use memory::{Steady, VerbsRegion};
+pub use pair::PairFacts;
 pub use provider::{Verbs, VerbsConfig};
 
 use crate::rdma::ProviderError;

@@ -8,6 +8,7 @@ use super::completion::Queue;
 use super::device::Domain;
 use super::manager::{Id, Tuning, modify};
 use super::memory::{Registration, Slab, Steady};
+use super::shared::SharedQueue;
 use super::{last_error, number_error};
 use crate::rdma::{Chain, Ended, InFlight, Ledger, Limits, ProviderError, Qp, Room, Shape, Work};
 use ibverbs_sys as sys;
@@ -40,6 +41,8 @@ pub(super) struct Pair<B> {
     raw: *mut sys::ibv_qp,
     memory: ManuallyDrop<Memory<B>>,
     queue: Rc<Queue>,
+    /// Where its receives come from, if they are not its own.
+    _shared: Option<Rc<SharedQueue>>,
     promised: usize,
     domain: Rc<Domain>,
     tag: u64,
@@ -87,6 +90,23 @@ impl WorkId {
     }
 }
 
+/// What a device says of a queue pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairFacts {
+    /// The number of the next packet that it sends.
+    pub send_psn: u32,
+    /// The number of the next packet that it expects.
+    pub receive_psn: u32,
+    /// How often a packet that nobody acknowledges is sent again; 7 is for ever on some devices.
+    pub retries: u8,
+    /// How often a peer that has no receive posted is asked again; 7 is for ever.
+    pub not_ready_retries: u8,
+    /// The wait for an acknowledgement is 4.096 µs × 2 to the power of this; 0 is for ever.
+    pub ack_timeout: u8,
+    /// What the peer may do to memory: bits of `ibv_access_flags`.
+    pub access: u32,
+}
+
 /// What a queue pair is made of.
 pub(super) struct Parts<'a> {
     pub qp: Qp,
@@ -94,23 +114,29 @@ pub(super) struct Parts<'a> {
     pub queue: Rc<Queue>,
     pub limits: Limits,
     pub shape: Shape,
+    pub shared: Option<Rc<SharedQueue>>,
 }
 
-/// Completions that a queue pair of this shape can have at a time.
+/// Completions that a queue pair of this shape can have at a time, beside those of shared receives.
 pub(super) fn completions(limits: &Limits, shape: &Shape) -> usize {
-    limits.works + usize::from(shape.receives)
+    limits.works + usize::from(own_receives(shape))
+}
+
+fn own_receives(shape: &Shape) -> u16 {
+    if shape.shared { 0 } else { shape.receives }
 }
 
 impl<B: Steady> Pair<B> {
     /// A queue pair that is not connected; `queue` has promised room for its completions.
     pub(super) fn new(parts: Parts<'_>) -> Result<Self, ProviderError> {
-        let Parts { qp, domain, queue, limits, shape } = parts;
+        let Parts { qp, domain, queue, limits, shape, shared } = parts;
         let promised = completions(&limits, &shape);
         let receive_bytes = shape.receive_bytes as usize;
-        let receives = usize::from(shape.receives);
+        let receives = usize::from(own_receives(&shape));
         let slab_bytes = receives * receive_bytes + limits.send_bytes;
-        let made = Slab::new(domain, slab_bytes)
-            .and_then(|slab| Ok((slab, create(domain, &queue, &limits, &shape)?)));
+        let made = Slab::new(domain, slab_bytes).and_then(|slab| {
+            Ok((slab, create(domain, &queue, &limits, &shape, shared.as_deref())?))
+        });
         let (slab, (raw, inline_bytes)) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -125,6 +151,7 @@ impl<B: Steady> Pair<B> {
             raw,
             memory: ManuallyDrop::new(Memory { ledger, slab }),
             queue,
+            _shared: shared,
             promised,
             domain: Rc::clone(domain),
             tag: WorkId::tag(qp),
@@ -133,7 +160,7 @@ impl<B: Steady> Pair<B> {
             receive_bytes,
             posted: vec![false; receives],
             posted_count: 0,
-            reposted: (0..shape.receives).collect(),
+            reposted: (0..own_receives(&shape)).collect(),
             receive_works: Vec::with_capacity(receives),
             receive_pieces: Vec::with_capacity(receives),
             unheard: 0,
@@ -201,6 +228,30 @@ impl<B: Steady> Pair<B> {
         }
         // SAFETY: it has not been destroyed: that takes `self`.
         unsafe { modify(self.raw, attributes, mask) }
+    }
+
+    /// What the device says that it was given.
+    pub(super) fn facts(&self) -> Result<PairFacts, ProviderError> {
+        let mut found = MaybeUninit::<sys::ibv_qp_attr>::zeroed();
+        let mut made = MaybeUninit::<sys::ibv_qp_init_attr>::zeroed();
+        // SAFETY: the queue pair was not destroyed, and there is room for both answers, for which all zeros is
+        // a value: they are structs of numbers and pointers that are not followed.
+        let (failed, found) = unsafe {
+            let all = i32::MAX & !(sys::ibv_qp_attr_mask::IBV_QP_RATE_LIMIT.0 as i32);
+            let failed = sys::ibv_query_qp(self.raw, found.as_mut_ptr(), all, made.as_mut_ptr());
+            (failed, found.assume_init())
+        };
+        if failed != 0 {
+            return Err(number_error("an RDMA device does not tell of a queue pair", failed));
+        }
+        Ok(PairFacts {
+            send_psn: found.sq_psn,
+            receive_psn: found.rq_psn,
+            retries: found.retry_cnt,
+            not_ready_retries: found.rnr_retry,
+            ack_timeout: found.timeout,
+            access: found.qp_access_flags,
+        })
     }
 
     /// Stops it: what is in flight is flushed.
@@ -495,16 +546,17 @@ fn create(
     queue: &Queue,
     limits: &Limits,
     shape: &Shape,
+    shared: Option<&SharedQueue>,
 ) -> Result<(*mut sys::ibv_qp, u32), ProviderError> {
     for inline_bytes in INLINE_BYTES {
         let mut wanted = sys::ibv_qp_init_attr {
             qp_context: std::ptr::null_mut(),
             send_cq: queue.raw(),
             recv_cq: queue.raw(),
-            srq: std::ptr::null_mut(),
+            srq: shared.map_or(std::ptr::null_mut(), SharedQueue::raw),
             cap: sys::ibv_qp_cap {
                 max_send_wr: limits.works as u32,
-                max_recv_wr: shape.receives.into(),
+                max_recv_wr: own_receives(shape).into(),
                 max_send_sge: limits.pieces as u32,
                 max_recv_sge: 1,
                 max_inline_data: inline_bytes,
@@ -512,8 +564,8 @@ fn create(
             qp_type: sys::ibv_qp_type::IBV_QPT_RC,
             sq_sig_all: 0,
         };
-        // SAFETY: a domain and a queue of the same context that outlive the queue pair, which holds the
-        // `Rc` of both; `wanted` outlives the call, which writes the real capacities into it.
+        // SAFETY: a domain and queues of the same context that outlive the queue pair, which holds the
+        // `Rc` of all; `wanted` outlives the call, which writes the real capacities into it.
         let raw = unsafe { sys::ibv_create_qp(domain.raw(), &mut wanted) };
         if !raw.is_null() {
             return Ok((raw, wanted.cap.max_inline_data));

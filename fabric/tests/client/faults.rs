@@ -1,15 +1,15 @@
 //! The client when the server or the network fails: deadlines, reconnection, replay, drain.
 
 use crate::support::{
-    House, NS, SharedHouse, SimConnector, bytes, client_config, connect, connect_with, finish,
-    submit,
+    House, NS, SharedHouse, SimConnector, address, bytes, client_config, connect, connect_with,
+    finish, submit,
 };
 use bytes::Bytes;
 use forebay_fabric::Status;
 use forebay_fabric::client::{
     Client, ClientError, NamespaceId, Pipeline, Request, StoreItem, Target,
 };
-use forebay_fabric::pdu::Opcode;
+use forebay_fabric::pdu::{Endpoint, Opcode};
 use forebay_fabric::stream::sim::{Direction, SimProfile};
 use std::collections::BTreeMap;
 
@@ -59,6 +59,75 @@ fn a_deadline_is_kept_whether_the_server_or_the_network_is_dead() {
         finish(&mut pipeline, &mut Vec::new());
         assert_eq!(pipeline.counters().connections, 1);
     }
+}
+
+/// A house of two reactors that listen on two networks each; the second one is not preferred.
+fn two_networks() -> (SharedHouse, [u16; 2]) {
+    let house = house(2);
+    let second = |reactor| address(reactor + 10);
+    let mut open = house.borrow_mut();
+    open.kill_all();
+    open.config
+        .endpoints
+        .extend((0..2).map(|reactor| Endpoint::tcp(reactor, second(reactor)).with_preference(1)));
+    open.start_all();
+    let doors = [0, 1].map(|reactor| open.start_at(reactor, second(reactor)));
+    drop(open);
+    (house, doors)
+}
+
+#[test]
+fn a_path_that_fails_is_followed_by_the_next_and_tried_again_when_that_fails() {
+    let (house, second) = two_networks();
+    let mut pipeline = connect(&house, 2);
+    let exist = |pipeline: &mut Pipeline<SimConnector>| {
+        for number in 0..20u32 {
+            let done = pipeline.call(Request::exist(NS, &number.to_be_bytes())).unwrap();
+            assert_eq!(done.status, Status::NotFound);
+        }
+    };
+    exist(&mut pipeline);
+    assert_eq!(pipeline.counters().connections, 2);
+    (0..2).for_each(|first| house.borrow_mut().kill(first));
+    exist(&mut pipeline);
+    assert_eq!(pipeline.counters().connections, 4, "over the second network now");
+    (0..2).for_each(|first| house.borrow_mut().start(first));
+    second.into_iter().for_each(|second| house.borrow_mut().kill(second));
+    exist(&mut pipeline);
+    assert_eq!(pipeline.counters().connections, 6, "and back");
+}
+
+#[test]
+fn a_link_on_a_lesser_path_goes_back_when_the_better_one_works_again() {
+    let (house, second) = two_networks();
+    let mut pipeline = connect(&house, 2);
+    (0..2).for_each(|first| house.borrow_mut().kill(first));
+    idle(&mut pipeline, 5_000_000);
+    assert_eq!(pipeline.counters().connections, 4, "over the second network");
+    // The better path still fails: a try costs a moment, and no operation.
+    let next = |pipeline: &mut Pipeline<SimConnector>, until_us: u64| {
+        while pipeline.now_us() < until_us {
+            let done = pipeline.call(Request::exist(NS, b"key").with_timeout_us(300_000)).unwrap();
+            assert_eq!(done.status, Status::NotFound);
+            idle(pipeline, 100_000);
+        }
+    };
+    next(&mut pipeline, 40_000_000);
+    assert_eq!(pipeline.counters().connections, 6, "each link has tried once");
+    (0..2).for_each(|first| house.borrow_mut().start(first));
+    next(&mut pipeline, 110_000_000);
+    assert_eq!(pipeline.counters().connections, 8);
+    second.into_iter().for_each(|second| house.borrow_mut().kill(second));
+    next(&mut pipeline, 112_000_000);
+    assert_eq!(pipeline.counters().connections, 8, "the second network is not used any more");
+}
+
+#[test]
+fn a_first_connection_finds_the_reactors_whose_preferred_path_is_dead() {
+    let (house, _) = two_networks();
+    house.borrow_mut().kill(1);
+    let pipeline = connect(&house, 2);
+    assert_eq!(pipeline.counters().connections, 2);
 }
 
 #[test]

@@ -373,18 +373,29 @@ impl House {
     }
 
     pub(crate) fn start_all(&mut self) {
-        self.reactors = (0..self.config.endpoints.len()).map(|_| None).collect();
-        (0..self.config.endpoints.len()).for_each(|reactor| self.start(reactor as u16));
+        self.reactors = (0..self.config.reactors).map(|_| None).collect();
+        (0..self.config.reactors).for_each(|reactor| self.start(reactor));
     }
 
     pub(crate) fn start(&mut self, reactor: u16) {
-        let listener = self.net.listen(address(reactor)).unwrap();
+        self.reactors[usize::from(reactor)] = Some(self.listen(reactor, address(reactor)));
+    }
+
+    /// Another listener of a reactor; the number to kill it by.
+    pub(crate) fn start_at(&mut self, reactor: u16, at: SocketAddr) -> u16 {
+        let started = self.listen(reactor, at);
+        self.reactors.push(Some(started));
+        self.reactors.len() as u16 - 1
+    }
+
+    fn listen(&self, reactor: u16, at: SocketAddr) -> Reactor {
+        let listener = self.net.listen(at).unwrap();
         let limits = StreamConfig { connections_max: 16, ..StreamConfig::default() };
         let transport = StreamTransport::new(listener, limits);
         let config = ServerConfig { reactor, ..self.config.clone() };
         let desk = Desk::new(&config, &self.memory);
         let server = Server::new(transport, config);
-        self.reactors[usize::from(reactor)] = Some(Reactor { server, desk });
+        Reactor { server, desk }
     }
 
     /// Gone, with everything that it had not answered.

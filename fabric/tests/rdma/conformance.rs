@@ -22,20 +22,20 @@ struct FakeWire {
 }
 
 impl FakeWire {
-    fn new(seed: u64, profile: FakeProfile) -> Self {
-        Self::over(FakeNet::new(seed, profile))
+    fn new(seed: u64, profile: FakeProfile, shared: bool) -> Self {
+        Self::over(FakeNet::new(seed, profile), shared)
     }
 
     /// Network cards on which a command has as many fragments as there ever are.
     fn large(seed: u64, profile: FakeProfile) -> Self {
         let net = FakeNet::new(seed, profile);
         net.set_limits(LARGE);
-        let wire = Self::over(net);
+        let wire = Self::over(net, false);
         assert_eq!(wire.transport.fragments_max(), 256);
         wire
     }
 
-    fn over(net: FakeNet) -> Self {
+    fn over(net: FakeNet, shared: bool) -> Self {
         let address = SocketAddr::from(([10, 0, 0, 1], 7000));
         let config = RdmaConfig {
             connections_max: CONNECTIONS_MAX,
@@ -43,7 +43,9 @@ impl FakeWire {
             receive_bytes: 128 << 10,
             ..RdmaConfig::default()
         };
-        let transport = RdmaTransport::new(net.listen(address), config);
+        let verbs = net.listen(address);
+        let verbs = if shared { verbs.sharing(8 * CONNECTIONS_MAX) } else { verbs };
+        let transport = RdmaTransport::new(verbs, config);
         Self { net, address, transport }
     }
 }
@@ -72,9 +74,14 @@ impl Wire for FakeWire {
 
 #[test]
 fn simulated_verbs_conform() {
-    run(&mut || FakeWire::new(1, FakeProfile::kind()), 1);
-    run_memory(&mut || FakeWire::new(1, FakeProfile::kind()), 1);
+    run(&mut || FakeWire::new(1, FakeProfile::kind(), false), 1);
+    run_memory(&mut || FakeWire::new(1, FakeProfile::kind(), false), 1);
     run_memory(&mut || FakeWire::large(1, FakeProfile::kind()), 1);
+}
+
+#[test]
+fn simulated_verbs_conform_with_shared_receives() {
+    run(&mut || FakeWire::new(1, FakeProfile::kind(), true), 1);
 }
 
 #[test]
@@ -83,8 +90,8 @@ fn simulated_verbs_conform_when_packets_are_lost() {
         // More retries than it takes: loss is delay here.
         let profile =
             FakeProfile { failure: 0, cut: 0, mail_loss: 0, retries: 60, ..FakeProfile::rough() };
-        run(&mut || FakeWire::new(seed, profile), seed);
-        run_memory(&mut || FakeWire::new(seed, profile), seed);
+        run(&mut || FakeWire::new(seed, profile, seed == 4), seed);
+        run_memory(&mut || FakeWire::new(seed, profile, seed == 4), seed);
         run_memory(&mut || FakeWire::large(seed, profile), seed);
     }
 }

@@ -34,8 +34,9 @@ fn value(key: u8, number: u64, length: usize) -> Vec<u8> {
 /// One run: a client stores and retrieves while queue pairs fail, connections are cut, packets and the
 /// connection manager's messages are lost, and now and then the server starts anew.
 fn run(seed: u64) {
-    let house = House::new(seed, FakeProfile::kind());
     let mut rng = fastrand::Rng::with_seed(seed);
+    let shared = if rng.bool() { rng.u16(16..160) } else { 0 };
+    let house = House::sharing(seed, FakeProfile::kind(), shared);
     let begins_rough = rng.bool();
     if begins_rough {
         house.borrow().net.set_profile(FakeProfile::rough());
@@ -70,6 +71,8 @@ fn run(seed: u64) {
 #[derive(Default)]
 struct Book {
     seed: u64,
+    /// Its keys, and the numbers of its operations, begin here: other clients have others.
+    first: u8,
     /// Every version of every key, with its checksum.
     sent: BTreeMap<u8, Vec<(u64, usize)>>,
     open: BTreeMap<u64, Asked>,
@@ -90,7 +93,7 @@ impl Book {
         pipeline: &mut Pipeline<FakeConnector>,
         rng: &mut fastrand::Rng,
     ) {
-        let key = rng.u8(..8);
+        let key = self.first + rng.u8(..8);
         let length = if rng.u8(..6) == 0 { rng.usize(..300_000) } else { rng.usize(9..9_000) };
         let name = [key];
         let mut asked = Asked { began_us: pipeline.now_us(), key, stores: None };
@@ -147,9 +150,53 @@ impl Book {
     }
 }
 
+/// Many clients at once, which share too few receives for all that they would like to send.
+fn run_many(seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let shared = rng.u16(24..100);
+    let house = House::sharing(seed, FakeProfile::kind(), shared);
+    let mut clients = Vec::new();
+    for number in 0..12u8 {
+        if let Some(pipeline) = try_connect(&house, seed + u64::from(number)) {
+            clients.push((pipeline, Book { seed, first: number * 16, ..Book::default() }));
+        }
+    }
+    assert!(clients.len() >= 3, "seed {seed}: only {} clients fit", clients.len());
+    // On a kind fabric nobody ever sends what there is no receive for.
+    let is_rough = rng.bool();
+    if is_rough {
+        house.borrow().net.set_profile(FakeProfile::rough());
+    }
+    for number in 0..300 {
+        let at = rng.usize(..clients.len());
+        let (pipeline, book) = &mut clients[at];
+        book.submit(u64::from(book.first) << 32 | number, pipeline, &mut rng);
+        if rng.u8(..4) == 0 {
+            pipeline.poll(&mut book.done, 500).expect("a client polls");
+        }
+    }
+    while clients.iter().any(|(pipeline, _)| pipeline.in_flight() > 0) {
+        for (pipeline, book) in &mut clients {
+            pipeline.poll(&mut book.done, 500).expect("a client polls");
+            book.check_deadlines(pipeline.now_us());
+        }
+    }
+    if !is_rough {
+        assert_eq!(house.borrow().net.not_ready(), 0, "seed {seed}: a receive queue overran");
+    }
+    let books: Vec<_> = clients.into_iter().map(|(_, book)| book).collect();
+    settle(&house, seed);
+    books.into_iter().for_each(|book| book.check(true, &house.borrow().desk.stored));
+}
+
+#[test]
+fn many_clients_that_share_too_few_receives_all_get_on() {
+    each_seed(4, run_many);
+}
+
 #[test]
 fn nothing_hangs_leaks_or_ends_twice_on_a_rough_fabric() {
-    each_seed(run);
+    each_seed(1, run);
 }
 
 fn retrieve(cid: u16, memory: Fragment) -> Vec<u8> {

@@ -176,17 +176,25 @@ pub(crate) struct House {
     pub(crate) net: FakeNet,
     pub(crate) server: Option<Server<RdmaTransport<FakeVerbs<Counted>>>>,
     pub(crate) desk: Desk,
+    /// Receives that the server's connections share; 0: each has its own.
+    pub(crate) shared: u16,
 }
 
 pub(crate) type SharedHouse = Rc<RefCell<House>>;
 
 impl House {
     pub(crate) fn new(seed: u64, profile: FakeProfile) -> SharedHouse {
-        Self::over(FakeNet::new(seed, profile))
+        Self::sharing(seed, profile, 0)
     }
 
-    pub(crate) fn over(net: FakeNet) -> SharedHouse {
-        let mut house = Self { net, server: None, desk: Desk::default() };
+    /// The same, with a server whose connections share so many receives.
+    pub(crate) fn sharing(seed: u64, profile: FakeProfile, shared: u16) -> SharedHouse {
+        Self::over(FakeNet::new(seed, profile), shared)
+    }
+
+    /// In a fabric that is there.
+    pub(crate) fn over(net: FakeNet, shared: u16) -> SharedHouse {
+        let mut house = Self { net, server: None, desk: Desk::default(), shared };
         house.start();
         Rc::new(RefCell::new(house))
     }
@@ -210,7 +218,9 @@ impl House {
             endpoints: vec![Endpoint::tcp(0, address())],
         };
         let limits = RdmaConfig { connections_max: 16, receives: 80, ..RdmaConfig::default() };
-        let transport = RdmaTransport::new(self.net.listen(address()), limits);
+        let verbs = self.net.listen(address());
+        let verbs = if self.shared > 0 { verbs.sharing(self.shared) } else { verbs };
+        let transport = RdmaTransport::new(verbs, limits);
         self.server = Some(Server::new(transport, config));
     }
 
@@ -306,10 +316,12 @@ pub(crate) fn settle(house: &SharedHouse, seed: u64) {
     let server = house.server.as_ref().expect("a server");
     assert_eq!(server.transport().connections(), 0, "seed {seed}: a connection leaked");
     assert!(server.is_idle(), "seed {seed}: something is in flight");
+    let posted = server.transport().provider().shared_posted();
+    assert_eq!(posted, usize::from(house.shared), "seed {seed}: a receive leaked");
 }
 
 /// Says which seed it was, whatever failed.
-struct Seed(u64);
+pub(crate) struct Seed(pub(crate) u64);
 
 impl Drop for Seed {
     fn drop(&mut self) {
@@ -319,14 +331,14 @@ impl Drop for Seed {
     }
 }
 
-fn runs() -> u64 {
+pub(crate) fn runs() -> u64 {
     std::env::var("FOREBAY_RDMA_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
 }
 
-/// Runs `run` for each seed that was asked for.
-pub(crate) fn each_seed(run: fn(u64)) {
+/// Runs `run` for each seed that was asked for, or for one of `share`.
+pub(crate) fn each_seed(share: u64, run: fn(u64)) {
     let one: Option<u64> = std::env::var("FOREBAY_SEED").ok().and_then(|text| text.parse().ok());
-    let seeds = one.map_or(0..runs(), |seed| seed..seed + 1);
+    let seeds = one.map_or(0..runs() / share, |seed| seed..seed + 1);
     for seed in seeds {
         let told = Seed(seed);
         run(told.0);

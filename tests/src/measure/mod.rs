@@ -1,11 +1,13 @@
 //! What the benchmarks share: figures with their goals, and fio, which most of them stand beside.
 
+mod callgrind;
 mod fio;
 mod metric;
 
 use anyhow::Context as _;
 use std::path::PathBuf;
 
+pub use callgrind::{Callgrind, Counts};
 pub use fio::Fio;
 pub use metric::{Goal, Metrics, Rate, median};
 

@@ -58,6 +58,9 @@ pub(crate) struct Knobs {
     /// Compare every byte that comes back
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub(crate) verify: Option<bool>,
+    /// Retrieve into memory of this client's own, which RDMA fills without a copy
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) region: Option<bool>,
     /// Mixed: how many of 100 operations retrieve, the others store [default: 50]
     #[arg(long, value_name = "PERCENT")]
     pub(crate) read_percent: Option<u8>,
@@ -185,6 +188,7 @@ pub(crate) struct Plan {
     pub(crate) batch: usize,
     pub(crate) seed: u64,
     pub(crate) verify: bool,
+    pub(crate) region: bool,
     pub(crate) read_percent: u8,
 }
 
@@ -202,7 +206,7 @@ impl Knobs {
         // Destructured in full, so that a new option cannot be forgotten here.
         let Self { op, value_size, keys, dist, depth, connections, warmup, .. } = self;
         let Self { duration, ops, rate, prefill, namespace, batch, seed, .. } = self;
-        let Self { verify, read_percent, .. } = self;
+        let Self { verify, region, read_percent, .. } = self;
         // A time given here replaces a number of operations given below, and the reverse.
         let (below_duration, below_ops) = match (duration, ops) {
             (None, None) => (below.duration, below.ops),
@@ -224,6 +228,7 @@ impl Knobs {
             batch: batch.or(below.batch),
             seed: seed.or(below.seed),
             verify: verify.or(below.verify),
+            region: region.or(below.region),
             read_percent: read_percent.or(below.read_percent),
         }
     }
@@ -269,6 +274,7 @@ impl Knobs {
             batch: within("batch", self.batch.unwrap_or(1) as u64, 1, ITEMS_MAX as u64)? as usize,
             seed: self.seed.unwrap_or(1),
             verify: self.verify.unwrap_or(false),
+            region: self.region.unwrap_or(false),
             read_percent: within("read-percent", self.read_percent.unwrap_or(50).into(), 0, 100)?
                 as u8,
         })

@@ -223,7 +223,7 @@ impl Round<'_> {
             self.values.clone(),
             chooser,
             schedule,
-        );
+        )?;
         worker.run(tell)
     }
 }

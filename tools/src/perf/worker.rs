@@ -7,7 +7,10 @@ use super::tally::Tally;
 use super::value::Values;
 use crate::clock;
 use forebay_fabric::Status;
-use forebay_fabric::client::{Done, NamespaceId, Pipeline, Request, RetrieveItem, StoreItem};
+use forebay_fabric::client::{
+    Done, NamespaceId, Pipeline, Request, RetrieveIntoItem, RetrieveItem, StoreItem,
+};
+use forebay_fabric::region::{Fragment, HugePages, Region, RegionError, Usage};
 
 /// How often a worker tells what it did, in nanoseconds.
 const TELL_NS: u64 = 1_000_000_000;
@@ -45,6 +48,31 @@ struct Slot {
     /// It is sent in the measured time.
     measured: bool,
     keys: Vec<u64>,
+    /// Where values land, if not in memory of the pipeline's.
+    places: Option<Places>,
+}
+
+/// A region with a fragment for each item of a command.
+struct Places {
+    region: Region,
+    fragments: Vec<Fragment>,
+}
+
+impl Places {
+    fn new(plan: &Plan) -> Result<Self, RegionError> {
+        let bytes = plan.value_bytes as usize;
+        let region = Region::allocate(bytes * plan.batch, Usage::Retrieves, HugePages::default())?;
+        let place = |item: usize| region.fragment(item * bytes..(item + 1) * bytes);
+        let fragments = (0..plan.batch).map(place).collect();
+        Ok(Self { region, fragments })
+    }
+
+    /// The first `length` bytes of what landed for an item.
+    fn landed(&self, item: usize, length: u32) -> Result<Vec<u8>, RegionError> {
+        let mut bytes = vec![0; length as usize];
+        self.region.read(self.fragments[item].range().start, &mut bytes)?;
+        Ok(bytes)
+    }
 }
 
 pub(crate) struct Worker<'a> {
@@ -75,16 +103,15 @@ impl<'a> Worker<'a> {
         values: Values,
         chooser: Chooser,
         schedule: Schedule,
-    ) -> Self {
+    ) -> anyhow::Result<Self> {
         let depth = usize::from(plan.depth);
-        let slot = || Slot {
-            op: plan.op,
-            due_ns: 0,
-            measured: false,
-            keys: Vec::with_capacity(plan.batch),
+        let slot = || {
+            let places = plan.region.then(|| Places::new(plan)).transpose()?;
+            let keys = Vec::with_capacity(plan.batch);
+            anyhow::Ok(Slot { op: plan.op, due_ns: 0, measured: false, keys, places })
         };
         let number = chooser.worker();
-        Self {
+        let mut worker = Self {
             plan,
             pipeline,
             namespace,
@@ -92,14 +119,18 @@ impl<'a> Worker<'a> {
             pace: Pace::new(plan.rate, plan.connections, number, schedule.start_ns),
             chooser,
             schedule,
-            slots: (0..depth).map(|_| slot()).collect(),
+            slots: (0..depth).map(|_| slot()).collect::<Result<_, _>>()?,
             free: (0..depth).rev().collect(),
             held: None,
             taken: 0,
             tally: Box::new(Tally::new()),
             told_ns: schedule.start_ns,
             heard_ns: 0,
+        };
+        for places in worker.slots.iter().flat_map(|slot| &slot.places) {
+            worker.pipeline.register(&places.region)?;
         }
+        Ok(worker)
     }
 
     /// Works to the end of the schedule; `tell` gets what was done, about once a second.
@@ -119,7 +150,7 @@ impl<'a> Worker<'a> {
                 std::thread::yield_now();
             }
             for done in done.drain(..) {
-                self.complete(&done, now_ns);
+                self.complete(&done, now_ns)?;
                 self.pipeline.recycle(done);
             }
             if now_ns - self.told_ns >= TELL_NS {
@@ -186,76 +217,104 @@ impl<'a> Worker<'a> {
 
     /// Hands the command of a slot to the pipeline; `false`: its link is full.
     fn submit(&mut self, number: usize) -> bool {
-        let Slot { op, keys, .. } = &self.slots[number];
+        let Slot { op, keys, places, .. } = &self.slots[number];
         let (ns, length) = (self.namespace, self.plan.value_bytes);
         if let [key] = keys[..] {
             let name = key_bytes(key);
-            let request = match op {
-                Op::Store => Request::store(ns, &name, self.values.of(key)),
-                Op::Retrieve | Op::Mixed => Request::retrieve(ns, &name, 0, length),
-                Op::Exist => Request::exist(ns, &name),
-                Op::Delete => Request::delete(ns, &name),
+            let request = match (op, places) {
+                (Op::Store, _) => Request::store(ns, &name, self.values.of(key)),
+                (Op::Retrieve | Op::Mixed, Some(places)) => {
+                    Request::retrieve_into(ns, &name, 0, &places.fragments[..1])
+                }
+                (Op::Retrieve | Op::Mixed, None) => Request::retrieve(ns, &name, 0, length),
+                (Op::Exist, _) => Request::exist(ns, &name),
+                (Op::Delete, _) => Request::delete(ns, &name),
             };
             return self.pipeline.submit(request.with_tag(number as u64)).is_ok();
         }
         let names: Vec<[u8; KEY_BYTES]> = keys.iter().map(|key| key_bytes(*key)).collect();
         let slices: Vec<&[u8]> = names.iter().map(|name| name.as_slice()).collect();
-        let (stores, retrieves): (Vec<_>, Vec<_>);
-        let request = match op {
-            Op::Store => {
+        let (stores, retrieves, landings): (Vec<_>, Vec<_>, Vec<_>);
+        let request = match (op, places) {
+            (Op::Store, _) => {
                 let items = slices.iter().zip(keys);
                 stores = items
                     .map(|(key, number)| StoreItem { key, data: self.values.of(*number) })
                     .collect();
                 Request::store_batch(ns, &stores)
             }
-            Op::Retrieve | Op::Mixed => {
+            (Op::Retrieve | Op::Mixed, Some(places)) => {
+                landings = slices
+                    .iter()
+                    .zip(places.fragments.iter().cloned())
+                    .map(|(key, fragment)| RetrieveIntoItem { key, offset: 0, fragment })
+                    .collect();
+                Request::retrieve_batch_into(ns, &landings)
+            }
+            (Op::Retrieve | Op::Mixed, None) => {
                 let items = slices.iter();
                 retrieves = items.map(|key| RetrieveItem { key, offset: 0, length }).collect();
                 Request::retrieve_batch(ns, &retrieves)
             }
-            Op::Exist => Request::exist_batch(ns, &slices),
-            Op::Delete => Request::delete_batch(ns, &slices),
+            (Op::Exist, _) => Request::exist_batch(ns, &slices),
+            (Op::Delete, _) => Request::delete_batch(ns, &slices),
         };
         self.pipeline.submit(request.with_tag(number as u64)).is_ok()
     }
 
     /// Takes the time of a command that ended, and counts it if it was sent in the measured time.
-    fn complete(&mut self, done: &Done, now_ns: u64) {
+    fn complete(&mut self, done: &Done, now_ns: u64) -> anyhow::Result<()> {
         let number = done.tag as usize;
         self.free.push(number);
-        let Slot { op, due_ns, measured, keys } = &self.slots[number];
-        if !measured {
-            return;
+        let Slot { op, due_ns, measured, keys, places } = &mut self.slots[number];
+        if places.as_ref().is_some_and(|places| !places.region.is_idle()) {
+            // It has timed out, and the server may still write there.
+            *places = Some(Places::new(self.plan)?);
         }
-        self.tally.record(now_ns - due_ns);
+        if !*measured {
+            return Ok(());
+        }
+        self.tally.record(now_ns - *due_ns);
         self.tally.last_end_ns = now_ns;
         let stored = if *op == Op::Store { u64::from(self.plan.value_bytes) } else { 0 };
         if keys.len() == 1 {
-            let (op, key) = (*op, keys[0]);
-            let status = match (op, done.result) {
+            let status = match (*op, done.result) {
                 (Op::Delete, 0) if done.status == Status::Ok => Status::NotFound,
                 _ => done.status,
             };
-            self.tally.count(status, stored + done.data.len() as u64);
-            self.check(op, key, status, &done.data);
-            return;
+            self.tally.count(status, stored + u64::from(done.length));
+            return self.check(number, 0, status, &done.data, done.length);
         }
-        for index in 0..self.slots[number].keys.len() {
-            let Slot { op, keys, .. } = &self.slots[number];
-            let (op, key) = (*op, keys[index]);
-            let status = done.items.get(index).map_or(done.status, |item| item.status);
-            let data = if op == Op::Retrieve { done.item_data(index) } else { &[] };
-            self.tally.count(status, stored + data.len() as u64);
-            self.check(op, key, status, data);
+        for index in 0..keys.len() {
+            let item = done.items.get(index);
+            let (status, length) = item.map_or((done.status, 0), |item| (item.status, item.length));
+            let data = if item.is_some() { done.item_data(index) } else { &[] };
+            self.tally.count(status, stored + u64::from(length));
+            self.check(number, index, status, data, length)?;
         }
+        Ok(())
     }
 
-    /// Compares what came back, if that is wanted.
-    fn check(&mut self, op: Op, key: u64, status: Status, data: &[u8]) {
-        if self.plan.verify && op == Op::Retrieve && status == Status::Ok {
-            self.tally.mismatched += u64::from(self.values.of(key) != data);
+    /// Compares what came back for an item of the command of a slot, if that is wanted: `data`, or
+    /// `length` bytes in its place.
+    fn check(
+        &mut self,
+        number: usize,
+        index: usize,
+        status: Status,
+        data: &[u8],
+        length: u32,
+    ) -> anyhow::Result<()> {
+        let Slot { op, keys, places, .. } = &self.slots[number];
+        if self.plan.verify && *op == Op::Retrieve && status == Status::Ok {
+            let expected = self.values.of(keys[index]);
+            let is_right = match places {
+                Some(places) => places.landed(index, length)? == expected,
+                None => data == expected,
+            };
+            self.tally.mismatched += u64::from(!is_right);
         }
+        Ok(())
     }
 
     /// Commands that the timetable had before the end and that were never sent: each has waited

@@ -5,7 +5,7 @@ use super::super::batch::Limits;
 use super::super::error::{ClientError, LinkError};
 use super::super::link::{Link, Settings};
 use super::super::operation::{OpId, State};
-use super::super::paths::{self, Known};
+use super::super::paths::{Known, Paths};
 use super::Router;
 use crate::Status;
 use crate::pdu::Welcome;
@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 
 /// The first pause before connecting again, in microseconds; it doubles with every failure.
 const BACKOFF_FIRST_US: u64 = 10_000;
+/// How long a link that goes back to a better path tries that, in microseconds.
+const HASTE_US: u64 = 200_000;
 /// The longest pause, in microseconds.
 const BACKOFF_LONGEST_US: u64 = 1_000_000;
 
@@ -20,10 +22,8 @@ const BACKOFF_LONGEST_US: u64 = 1_000_000;
 #[derive(Debug)]
 pub(in super::super) struct Peer {
     pub link: Link,
-    /// Where it is, the most preferred first; empty until the server has said.
-    paths: Vec<Address>,
-    /// Where its connection goes, while there is one or one is being made.
-    connected: Option<Address>,
+    /// Where it is.
+    pub(super) paths: Paths,
     pub backlog: VecDeque<OpId>,
     /// Failures since the link was last up.
     pub(super) failures: u32,
@@ -38,8 +38,7 @@ impl Peer {
     pub(super) fn new(paths: Vec<Address>, settings: &Settings) -> Self {
         Self {
             link: Link::new(settings.clone()),
-            paths,
-            connected: None,
+            paths: Paths::new(paths),
             backlog: VecDeque::with_capacity(usize::from(settings.offer.queue_depth)),
             failures: 0,
             retry_at_us: 0,
@@ -73,16 +72,14 @@ impl Router {
 
     /// Where link `index` is, or is tried next.
     fn address(&self, index: usize) -> Address {
-        let (peer, known) = (&self.peers[index], &self.config.addresses);
-        let paths = if peer.paths.is_empty() { known } else { &peer.paths };
-        peer.connected
-            .clone()
-            .unwrap_or_else(|| paths::choose(paths, known, peer.failures as usize).clone())
+        self.peers[index].paths.address(&self.config.addresses).clone()
     }
 
     pub(in super::super) fn opened(&mut self, index: usize, now_us: u64) {
-        self.peers[index].connected = Some(self.address(index));
-        self.peers[index].link.open(now_us);
+        let address = self.address(index);
+        let peer = &mut self.peers[index];
+        let in_haste = peer.paths.opened(address);
+        peer.link.open(now_us, if in_haste { HASTE_US } else { u64::MAX });
     }
 
     /// After a HELLO_ACK: is this the server, and the reactor, that was meant?
@@ -118,7 +115,7 @@ impl Router {
         let mut old = std::mem::replace(&mut self.peers, peers);
         self.welcome = Some(welcome);
         std::mem::swap(&mut self.peers[to].link, &mut old[from].link);
-        self.peers[to].connected = Some(reached);
+        self.peers[to].paths.opened(reached);
         self.rewired = Some(Rewired { from, to, links: self.peers.len() });
         let mut stray = Vec::new();
         for mut peer in old {
@@ -169,10 +166,11 @@ impl Router {
         log::debug!("connection to {address} (reactor {index}): {error}");
         self.counters.connection_errors += 1;
         let peer = &mut self.peers[index];
-        peer.connected = None;
+        let goes_back = peer.paths.lost(peer.link.is_up(), matches!(error, LinkError::Drained));
         peer.link.close(&mut self.buffers, |id| self.orphans.push(id));
         let longest_us = (BACKOFF_FIRST_US << peer.failures.min(16)).min(BACKOFF_LONGEST_US);
-        peer.retry_at_us = now_us + self.rng.u64(longest_us / 2..=longest_us);
+        let pause_us = if goes_back { 0 } else { self.rng.u64(longest_us / 2..=longest_us) };
+        peer.retry_at_us = now_us + pause_us;
         peer.failures = peer.failures.saturating_add(1);
         if error.is_fatal() {
             self.fatal.get_or_insert((address, error));
@@ -203,6 +201,10 @@ impl Router {
         }
     }
 
+    pub(in super::super) fn is_rewired(&self) -> bool {
+        self.rewired.is_some()
+    }
+
     pub(in super::super) fn take_rewired(&mut self) -> Option<Rewired> {
         self.rewired.take()
     }
@@ -227,8 +229,7 @@ impl Router {
 
     /// Why the first connecting has failed: all addresses were tried, or a reactor is out of reach.
     pub(in super::super) fn take_first_error(&mut self) -> Option<ClientError> {
-        let known = self.config.addresses.len();
-        let patience = |peer: &Peer| if peer.paths.is_empty() { known } else { peer.paths.len() };
+        let patience = |peer: &Peer| peer.paths.count(&self.config.addresses);
         let index = self.peers.iter().position(|peer| peer.failures as usize >= patience(peer))?;
         let (address, source) = self.peers[index].error.take()?;
         Some(ClientError::Connect { address, source })

@@ -12,9 +12,11 @@ pub use net::FakeProfile;
 use super::chain::Chain;
 use super::provider::{Event, Limits, Note, Provider, ProviderError, Qp, Region, Room, Shape};
 use crate::Buffer;
+use crate::region::{self, Registry, WeakRegion};
 use net::{Mail, Net, ProcessId, SideId};
 use queue::FakeQueue;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt::{Debug, Formatter};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -80,8 +82,17 @@ impl FakeNet {
             limits,
             queues: Vec::new(),
             requests: Vec::new(),
+            shared: Vec::new(),
+            reposted: Vec::new(),
             counters: FakeCounters::default(),
+            registry: Rc::default(),
         }
+    }
+
+    /// How often a message found no receive at its destination.
+    #[must_use]
+    pub fn not_ready(&self) -> u64 {
+        self.0.borrow().not_ready
     }
 
     /// Memory that is registered by any process: none may be left at the end of a test.
@@ -116,7 +127,23 @@ pub struct FakeVerbs<B> {
     queues: Vec<(u16, Option<FakeQueue<B>>)>,
     /// Who has asked for a connection.
     requests: Vec<SideId>,
+    /// The last message in each receive that is shared, and which of these wait to be posted again.
+    shared: Vec<Vec<u8>>,
+    reposted: Vec<u16>,
     counters: FakeCounters,
+    registry: Rc<Registry<Offered>>,
+}
+
+/// A caller's region that is registered.
+struct Offered {
+    net: Rc<RefCell<Net>>,
+    key: u32,
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.net.borrow_mut().memory.remove(&self.key);
+    }
 }
 
 impl<B> Debug for FakeVerbs<B> {
@@ -136,6 +163,26 @@ impl<B: Buffer> FakeVerbs<B> {
     #[must_use]
     pub fn counters(&self) -> FakeCounters {
         self.counters
+    }
+
+    /// Its queue pairs that are made to do so share so many receives from now on.
+    #[must_use]
+    pub fn sharing(mut self, receives: u16) -> Self {
+        self.shared = vec![Vec::new(); receives.into()];
+        self.net.borrow_mut().shared.insert(self.process, (0..receives).collect());
+        self
+    }
+
+    /// Receives that are posted and shared: all of them, when nothing is going on.
+    #[must_use]
+    pub fn shared_posted(&self) -> usize {
+        self.net.borrow().shared.get(&self.process).map_or(0, VecDeque::len) + self.reposted.len()
+    }
+
+    fn ring_shared(&mut self) {
+        if let Some(shared) = self.net.borrow_mut().shared.get_mut(&self.process) {
+            shared.extend(self.reposted.drain(..));
+        }
     }
 
     /// The machine loses power: nobody hears of it.
@@ -211,14 +258,20 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
         self.limits
     }
 
+    fn shared_receives(&self) -> u32 {
+        self.shared.len() as u32
+    }
+
     fn poll(&mut self, now_us: u64, events: &mut Vec<Event<B>>) -> bool {
         debug_assert!(now_us <= self.net.borrow().now_us, "time is the fabric's");
         let before = events.len();
+        self.ring_shared();
         // What has arrived is seen before the end of the connection that it came on.
         for (slot, (generation, queue)) in self.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
             let qp = Qp { slot: slot as u16, generation: *generation };
-            queue.turn(&mut self.net.borrow_mut(), qp, &mut self.counters, events);
+            let (net, shared) = (&mut self.net.borrow_mut(), &mut self.shared);
+            queue.turn(net, qp, &mut self.counters, events, shared);
         }
         let mail = self.read_mail(events);
         mail || events.len() > before
@@ -273,16 +326,25 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
     }
 
     fn received(&self, qp: Qp, receive: u16, length: u32) -> &[u8] {
-        self.queue(qp).map_or(&[], |queue| &queue.message(receive)[..length as usize])
+        let Some(queue) = self.queue(qp) else { return &[] };
+        let message = match queue.shares() {
+            true => &self.shared[usize::from(receive)],
+            false => queue.message(receive),
+        };
+        &message[..length as usize]
     }
 
     fn repost(&mut self, qp: Qp, receive: u16) {
-        if let Some(queue) = self.queue_mut(qp) {
+        let Some(queue) = self.queue_mut(qp) else { return };
+        if queue.shares() {
+            self.reposted.push(receive);
+        } else {
             queue.repost(receive);
         }
     }
 
     fn ring_receives(&mut self, qp: Qp) {
+        self.ring_shared();
         let net = Rc::clone(&self.net);
         if let Some(queue) = self.queue_mut(qp) {
             queue.ring_receives(&mut net.borrow_mut());
@@ -331,7 +393,7 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
         queue.give_up(ended);
         let mut net = self.net.borrow_mut();
         net.say_disconnected(queue.side());
-        net.sides.remove(&queue.side());
+        net.close(queue.side());
     }
 
     fn region(&mut self, _qp: Qp, bytes: usize) -> Result<FakeRegion, ProviderError> {
@@ -339,8 +401,27 @@ impl<B: Buffer> Provider for FakeVerbs<B> {
         let (key, address) = (net.number(), 1 << 20);
         let memory = Rc::new(RefCell::new(vec![0; bytes]));
         let (process, shared) = (self.process, Rc::clone(&memory));
-        net.memory.insert(key, net::Memory { process, address, bytes: shared });
+        let bytes = net::Bytes::Own(shared);
+        net.memory.insert(key, net::Memory { process, address, bytes });
         Ok(FakeRegion { net: Rc::clone(&self.net), key, address, memory })
+    }
+
+    fn offer(&mut self, qp: Qp, region: &region::Region) -> Result<u32, ProviderError> {
+        if self.queue(qp).is_none() {
+            return Err(ProviderError::Gone);
+        }
+        if !region.is_visible() {
+            return Err(ProviderError::Unsuitable("no simulated device has dma-buf".to_owned()));
+        }
+        let (process, net) = (self.process, &self.net);
+        let make = || {
+            let mut inside = net.borrow_mut();
+            let (key, address) = (inside.number(), region.device_address());
+            let bytes = net::Bytes::Region(WeakRegion::new(region), region.bytes());
+            inside.memory.insert(key, net::Memory { process, address, bytes });
+            Ok(Offered { net: Rc::clone(net), key })
+        };
+        self.registry.with(region, make, |offered| offered.key)
     }
 }
 

@@ -9,6 +9,7 @@
 //! a connection is there, or over, never does.
 
 use super::super::provider::{Limits, Note, Qp, Shape, Violation};
+use crate::region::{Usage, WeakRegion};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -102,7 +103,49 @@ pub(super) struct Side {
 pub(super) struct Memory {
     pub process: ProcessId,
     pub address: u64,
-    pub bytes: Rc<RefCell<Vec<u8>>>,
+    pub bytes: Bytes,
+}
+
+/// What is behind a key.
+#[derive(Clone, Debug)]
+pub(super) enum Bytes {
+    /// Memory of the simulation's.
+    Own(Rc<RefCell<Vec<u8>>>),
+    /// A caller's, so many bytes of it.
+    Region(WeakRegion, usize),
+}
+
+impl Bytes {
+    fn len(&self) -> usize {
+        match self {
+            Self::Own(bytes) => bytes.borrow().len(),
+            Self::Region(_, bytes) => *bytes,
+        }
+    }
+
+    /// What a WRITE does; `false` if it may not.
+    pub(super) fn write(&self, at: usize, from: &[u8]) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.borrow_mut()[at..at + from.len()].copy_from_slice(from),
+            Self::Region(region, _) => {
+                let may = region.usage().is_some_and(Usage::retrieves);
+                return may && region.write(at, from);
+            }
+        }
+        true
+    }
+
+    /// What a READ does; `false` if it may not.
+    pub(super) fn read(&self, at: usize, into: &mut [u8]) -> bool {
+        match self {
+            Self::Own(bytes) => into.copy_from_slice(&bytes.borrow()[at..at + into.len()]),
+            Self::Region(region, _) => {
+                let may = region.usage().is_some_and(Usage::stores);
+                return may && region.read(at, into);
+            }
+        }
+        true
+    }
 }
 
 #[derive(Debug)]
@@ -114,6 +157,10 @@ pub(super) struct Net {
     pub sides: BTreeMap<SideId, Side>,
     pub memory: BTreeMap<u32, Memory>,
     pub listeners: BTreeMap<SocketAddr, ProcessId>,
+    /// Receives that the queue pairs of a process share, and that are posted.
+    pub shared: BTreeMap<ProcessId, VecDeque<u16>>,
+    /// Sends that found no receive.
+    pub not_ready: u64,
     mail: BTreeMap<ProcessId, VecDeque<(u64, Mail)>>,
     next: u32,
 }
@@ -128,6 +175,8 @@ impl Net {
             sides: BTreeMap::new(),
             memory: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            not_ready: 0,
             mail: BTreeMap::new(),
             next: 1,
         }
@@ -195,7 +244,11 @@ impl Net {
                 qp,
                 shape,
                 peer: None,
-                receives: (0..shape.receives).collect(),
+                receives: if shape.shared {
+                    VecDeque::new()
+                } else {
+                    (0..shape.receives).collect()
+                },
                 arrived: VecDeque::new(),
                 failed: None,
                 said: false,
@@ -209,6 +262,25 @@ impl Net {
         let peer = self.sides.get(&side)?.peer?;
         let found = self.sides.get_mut(&peer)?;
         found.failed.is_none().then_some((peer, found))
+    }
+
+    /// A receive that is posted for `side`: its own, or one that its process shares.
+    pub(super) fn take_receive(&mut self, side: SideId) -> Option<u16> {
+        let found = self.sides.get_mut(&side)?;
+        let taken = match found.shape.shared {
+            true => self.shared.get_mut(&found.process)?.pop_front(),
+            false => found.receives.pop_front(),
+        };
+        self.not_ready += u64::from(taken.is_none());
+        taken
+    }
+
+    /// Forgets a side. What had arrived for it, and was not seen, is posted for others.
+    pub(super) fn close(&mut self, side: SideId) {
+        let Some(side) = self.sides.remove(&side) else { return };
+        if let Some(shared) = self.shared.get_mut(&side.process).filter(|_| side.shape.shared) {
+            shared.extend(side.arrived.iter().map(|message| message.receive));
+        }
     }
 
     pub(super) fn fail(&mut self, side: SideId, why: Violation) {
@@ -236,15 +308,14 @@ impl Net {
         key: u32,
         address: u64,
         length: usize,
-    ) -> Option<(Rc<RefCell<Vec<u8>>>, usize)> {
+    ) -> Option<(Bytes, usize)> {
         let side = self.sides.get(&peer)?;
         let memory = self.memory.get(&key)?;
         let start = usize::try_from(address.checked_sub(memory.address)?).ok()?;
         let end = start.checked_add(length)?;
-        let allowed = side.shape.remote_access
-            && memory.process == side.process
-            && end <= memory.bytes.borrow().len();
-        allowed.then(|| (Rc::clone(&memory.bytes), start))
+        let allowed =
+            side.shape.remote_access && memory.process == side.process && end <= memory.bytes.len();
+        allowed.then(|| (memory.bytes.clone(), start))
     }
 
     /// A process dies. Unless the `power` is gone, its connections are taken down for it.
@@ -264,5 +335,6 @@ impl Net {
         self.memory.retain(|_, memory| memory.process != process);
         self.listeners.retain(|_, listener| *listener != process);
         self.mail.remove(&process);
+        self.shared.remove(&process);
     }
 }

@@ -56,13 +56,17 @@ impl<B: Buffer> FakeQueue<B> {
             due_us: None,
             tries: 0,
             failed: false,
-            messages: vec![Vec::new(); usize::from(shape.receives)],
+            messages: vec![Vec::new(); if shape.shared { 0 } else { shape.receives.into() }],
             reposted: Vec::new(),
         }
     }
 
     pub(super) fn side(&self) -> SideId {
         self.side
+    }
+
+    pub(super) fn shares(&self) -> bool {
+        self.shape.shared
     }
 
     pub(super) fn room(&self) -> Room {
@@ -139,8 +143,9 @@ impl<B: Buffer> FakeQueue<B> {
         qp: Qp,
         counters: &mut FakeCounters,
         events: &mut Vec<Event<B>>,
+        shared: &mut [Vec<u8>],
     ) {
-        self.deliver(net, qp, events);
+        self.deliver(net, qp, events, shared);
         let mut progress = false;
         for _ in 0..WORKS_A_TURN {
             if !self.failed {
@@ -169,7 +174,13 @@ impl<B: Buffer> FakeQueue<B> {
     }
 
     /// What has arrived.
-    fn deliver(&mut self, net: &mut Net, qp: Qp, events: &mut Vec<Event<B>>) {
+    fn deliver(
+        &mut self,
+        net: &mut Net,
+        qp: Qp,
+        events: &mut Vec<Event<B>>,
+        shared: &mut [Vec<u8>],
+    ) {
         let now_us = net.now_us;
         let Some(side) = net.sides.get_mut(&self.side) else { return };
         while side.arrived.front().is_some_and(|message| message.due_us <= now_us) {
@@ -177,7 +188,8 @@ impl<B: Buffer> FakeQueue<B> {
                 return;
             };
             let length = bytes.len() as u32;
-            self.messages[usize::from(receive)] = bytes;
+            let messages = if self.shape.shared { &mut *shared } else { &mut self.messages };
+            messages[usize::from(receive)] = bytes;
             events.push(Event::Received { qp, receive, length, immediate });
         }
     }
@@ -235,18 +247,20 @@ impl<B: Buffer> FakeQueue<B> {
         let Some(posted) = self.posted.front_mut() else { return Ok(()) };
         let delay_us = net.delay_us();
         let now_us = net.now_us;
-        let Some((peer_id, peer)) = net.peer_of(self.side) else { return Err(Violation::Silent) };
+        let Some((peer_id, _)) = net.peer_of(self.side) else { return Err(Violation::Silent) };
         match posted.step.work {
             Work::Send { immediate, .. } => {
-                let receive = peer.receives.pop_front().ok_or(Violation::NotReady)?;
-                if posted.bytes.len() > peer.shape.receive_bytes as usize {
-                    return Err(Violation::Forbidden);
-                }
-                let bytes = std::mem::take(&mut posted.bytes);
+                let receive = net.take_receive(peer_id).ok_or(Violation::NotReady)?;
+                let Some((_, peer)) = net.peer_of(self.side) else { return Err(Violation::Silent) };
+                let too_long = posted.bytes.len() > peer.shape.receive_bytes as usize;
+                let bytes = if too_long { Vec::new() } else { std::mem::take(&mut posted.bytes) };
                 // Messages stay in order.
                 let last_us = peer.arrived.back().map_or(0, |message| message.due_us);
                 let due_us = (now_us + delay_us).max(last_us);
                 peer.arrived.push_back(Arrived { due_us, receive, bytes, immediate });
+                if too_long {
+                    return Err(Violation::Forbidden);
+                }
             }
             Work::Write { address, key, .. } => {
                 let length = posted.pieces.iter().map(|piece| piece.range.len()).sum();
@@ -255,7 +269,9 @@ impl<B: Buffer> FakeQueue<B> {
                 for Piece { buffer, range } in &posted.pieces {
                     let held: &B = self.ledger.at(*buffer);
                     let bytes = &held.as_ref()[range.clone()];
-                    memory.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+                    if !memory.write(at, bytes) {
+                        return Err(Violation::RemoteAccess);
+                    }
                     at += bytes.len();
                 }
             }
@@ -264,8 +280,9 @@ impl<B: Buffer> FakeQueue<B> {
                     let (memory, at) = net
                         .memory_of(peer_id, key, address, range.len())
                         .ok_or(Violation::RemoteAccess)?;
-                    self.ledger.at(*buffer).as_mut()[range.clone()]
-                        .copy_from_slice(&memory.borrow()[at..at + range.len()]);
+                    if !memory.read(at, &mut self.ledger.at(*buffer).as_mut()[range.clone()]) {
+                        return Err(Violation::RemoteAccess);
+                    }
                 }
             }
         }

@@ -18,12 +18,21 @@ impl<P: Provider> RdmaTransport<P> {
             log::debug!("no room for another connection");
             return self.turn_away(request, GoAwayReason::Full);
         };
-        let shape = self.shape();
+        let Some(shape) = self.shape() else {
+            log::debug!("no receives for another connection");
+            self.connections.give_back(number);
+            return self.turn_away(request, GoAwayReason::Full);
+        };
         let answer = Greeting::of(&shape).note();
         match self.provider.accept(request, answer, shape) {
-            Ok(qp) => self.admit(number, Channel::new(qp, &shape, greeting, reads)),
+            Ok(qp) => {
+                let channel = Channel::new(qp, &shape, greeting, reads);
+                let most = self.config.receives.into();
+                self.admit(number, if shape.shared { channel.sharing(most) } else { channel });
+            }
             Err(error) => {
                 log::warn!("cannot accept a connection: {error}");
+                self.pool.came_back(if shape.shared { shape.receives.into() } else { 0 });
                 self.connections.give_back(number);
             }
         }

@@ -110,6 +110,7 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.connections.take(number) else { return };
         let Connection { id, mut channel, reason, announced, reported, .. } = *connection;
         let reading = &mut self.reading;
+        self.pool.came_back(channel.granted());
         self.provider.release(channel.qp, &mut |token, buffer| {
             channel.read_ended(token, reading);
             sink.pulled(id, token as u16, buffer, false);

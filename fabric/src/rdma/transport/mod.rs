@@ -18,8 +18,9 @@ mod seam;
 
 use super::chain::Chain;
 use super::channel::{Channel, Reading};
+use super::grants::Pool;
 use super::provider::{Event, Limits, Provider, Qp, Shape};
-use crate::pdu::{FRAGMENTS_MAX, VALUE_BYTES_MAX};
+use crate::pdu::{FRAGMENTS_MAX, Response, VALUE_BYTES_MAX};
 use crate::table::{EndedPulls, Table};
 use crate::transport::{CloseReason, ConnId, KeptMemory, Payload};
 use std::collections::VecDeque;
@@ -43,7 +44,8 @@ fn fragments_max(limits: &Limits) -> usize {
 pub struct RdmaConfig {
     /// The most connections at a time; further peers are refused with GOAWAY (full).
     pub connections_max: u16,
-    /// Receives of each connection: two for each command in flight, and some for control PDUs.
+    /// Receives of each connection: two for each command in flight, and some for control PDUs. Where the
+    /// provider's receives are shared, the most that one connection may use.
     pub receives: u16,
     /// Bytes of each receive: the longest capsule.
     pub receive_bytes: u32,
@@ -104,7 +106,7 @@ struct Connection<B> {
 #[derive(Debug)]
 struct Held<B> {
     token: u32,
-    pdu: Vec<u8>,
+    pdu: [u8; size_of::<Response>()],
     remote: KeptMemory,
     payloads: Vec<Payload<B>>,
 }
@@ -126,10 +128,13 @@ pub struct RdmaTransport<P: Provider> {
     events: Vec<Event<P::Buffer>>,
     chain: Chain<P::Buffer>,
     reading: Reading,
+    /// Receives that no connection was granted, if they are shared.
+    pool: Pool,
     now_us: u64,
     next_sweep_us: u64,
     idle_polls: u32,
     armed: bool,
+    bytes_copied: u64,
 }
 
 impl<P: Provider> RdmaTransport<P> {
@@ -142,6 +147,7 @@ impl<P: Provider> RdmaTransport<P> {
         let limits = provider.limits();
         assert!(fragments_max(&limits) > 0 && limits.buffers >= 4, "queue pairs are too small");
         let count = config.connections_max;
+        let pool = Pool::new(provider.shared_receives());
         Self {
             provider,
             config,
@@ -154,10 +160,12 @@ impl<P: Provider> RdmaTransport<P> {
             events: Vec::new(),
             chain: Chain::default(),
             reading: Reading::default(),
+            pool,
             now_us: 0,
             next_sweep_us: u64::MAX,
             idle_polls: 0,
             armed: false,
+            bytes_copied: 0,
         }
     }
 
@@ -173,9 +181,12 @@ impl<P: Provider> RdmaTransport<P> {
         &self.provider
     }
 
-    fn shape(&self) -> Shape {
+    /// The shape of the next connection; `None`: there are too few receives for another one.
+    fn shape(&mut self) -> Option<Shape> {
         let RdmaConfig { receives, receive_bytes, reads, .. } = self.config;
-        Shape { receives, receive_bytes, reads, remote_access: false }
+        let shared = self.provider.shared_receives() > 0;
+        let receives = if shared { self.pool.admit(receives.into())? as u16 } else { receives };
+        Some(Shape { receives, receive_bytes, reads, remote_access: false, shared })
     }
 
     fn at(&mut self, number: u16) -> Option<&mut Connection<P::Buffer>> {

@@ -60,14 +60,15 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.connections.at(number) else {
             return;
         };
-        if !matches!(connection.phase, Phase::Open | Phase::Finishing) {
-            return;
-        }
         let (id, qp) = (connection.id, connection.channel.qp);
+        if !matches!(connection.phase, Phase::Open | Phase::Finishing) {
+            // Others may have a part of it.
+            return self.provider.repost(qp, receive);
+        }
         let message = self.provider.received(qp, receive, length);
         // Whoever is being closed is heard no more, but for the credits by which the rest leaves.
         let is_heard = connection.phase == Phase::Open && !message.is_empty();
-        let taken = connection.channel.hear(immediate).and_then(|()| {
+        let taken = connection.channel.hear(immediate, &mut self.pool).and_then(|()| {
             if !is_heard {
                 return Ok(());
             }
@@ -116,15 +117,14 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.at(number) else { return };
         let Some(at) = connection.held.iter().position(|held| held.token == token) else { return };
         let Held { pdu, remote, payloads, .. } = connection.held.remove(at);
-        if matches!(connection.phase, Phase::Open | Phase::Finishing)
-            && !deliver(
-                &mut connection.channel,
-                &pdu,
-                remote.get(),
-                &mut payloads.into_iter(),
-                &limits,
-            )
-        {
+        if !matches!(connection.phase, Phase::Open | Phase::Finishing) {
+            return;
+        }
+        let channel = &mut connection.channel;
+        let delivered = deliver(channel, &pdu, remote.get(), &mut payloads.into_iter(), &limits);
+        let bytes_copied = channel.output.take_copied();
+        self.bytes_copied += bytes_copied;
+        if !delivered {
             self.drain(number, CloseReason::Protocol("the peer does not read"));
         }
     }

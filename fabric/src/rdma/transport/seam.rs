@@ -81,17 +81,22 @@ impl<P: Provider> Transport for RdmaTransport<P> {
     ) {
         let limits = self.provider.limits();
         self.give_up_pull_of(conn, pdu);
+        let mut bytes_copied = 0;
         self.queue(conn, |connection| {
             let token = answered(pdu).filter(|token| connection.channel.is_reading(*token));
             let Some(token) = token else {
                 let queued = deliver(&mut connection.channel, pdu, remote, payloads, &limits);
+                bytes_copied = connection.channel.output.take_copied();
                 return queued.then_some(()).ok_or("the peer does not read");
             };
-            let (pdu, payloads) = (pdu.to_vec(), payloads.collect());
+            // No allocation: who sends data is answered without any.
+            let pdu = pdu.try_into().map_err(|_| "a response of another length")?;
+            let payloads = payloads.collect();
             let remote = KeptMemory::of(remote);
             connection.held.push(Held { token, pdu, remote, payloads });
             Ok(())
         });
+        self.bytes_copied += bytes_copied;
     }
 
     fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory<'_>, buffer: P::Buffer) {
@@ -162,6 +167,10 @@ impl<P: Provider> Transport for RdmaTransport<P> {
         let attend_us = (!self.ending.is_empty()).then_some(self.now_us + ATTEND_US);
         let sweep_us = Some(self.next_sweep_us).filter(|at_us| *at_us != u64::MAX);
         [attend_us, sweep_us].into_iter().flatten().min()
+    }
+
+    fn bytes_copied(&self) -> u64 {
+        self.bytes_copied
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

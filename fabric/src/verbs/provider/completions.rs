@@ -5,13 +5,14 @@ use crate::rdma::{Event, Violation};
 use crate::verbs::completion::Completion;
 use crate::verbs::memory::Steady;
 use crate::verbs::pair::WorkId;
+use crate::verbs::shared::receive_of;
 use ibverbs_sys as sys;
 
 /// Completions that one poll takes from one queue, in batches.
 const BATCHES_MAX: usize = 4;
 
 /// What a failed completion says of the connection.
-fn violation(status: sys::ibv_wc_status::Type) -> Violation {
+pub(super) fn violation(status: sys::ibv_wc_status::Type) -> Violation {
     use sys::ibv_wc_status as statuses;
     match status {
         statuses::IBV_WC_RETRY_EXC_ERR => Violation::Silent,
@@ -41,7 +42,10 @@ impl<B: Steady> Verbs<B> {
     }
 
     fn complete(&mut self, completion: Completion, events: &mut Vec<Event<B>>) {
-        let Completion { id, status, length, immediate } = completion;
+        let Completion { id, status, length, immediate, .. } = completion;
+        if let Some(receive) = receive_of(id) {
+            return self.shared_completed(&completion, receive, events);
+        }
         let WorkId { qp, receive, sequence } = WorkId::parse(id);
         let Some(connection) = self.connection_mut(qp) else { return };
         let Some(pair) = &mut connection.pair else { return };

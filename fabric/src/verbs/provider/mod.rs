@@ -3,6 +3,7 @@
 mod completions;
 mod news;
 mod seam;
+mod sharing;
 mod table;
 
 use super::completion::{Channel, Completion, Queue};
@@ -10,10 +11,13 @@ use super::device::{Abilities, Context, Domain, Gid, open_all};
 use super::listener::Listener;
 use super::manager::{EventChannel, Id};
 use super::memory::{Registration, Steady, keep_from_children};
-use super::pair::Pair;
-use crate::rdma::{Event, Limits, Note, ProviderError, Shape};
+use super::pair::{Pair, PairFacts};
+use super::shared::Shared;
+use crate::rdma::{Event, Limits, Note, ProviderError, Qp, Shape};
+use crate::region::Registry;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Formatter};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -44,7 +48,12 @@ impl Default for VerbsConfig {
 struct Adapter {
     abilities: Abilities,
     registrations: Vec<Registration>,
+    /// Regions of callers.
+    regions: Rc<Registry<Registration>>,
     queues: Vec<Rc<Queue>>,
+    shared: Option<Shared>,
+    /// The queue pairs that use it, by the numbers that the network knows them by.
+    sharers: BTreeMap<u32, Qp>,
     channel: Rc<Channel>,
     domain: Rc<Domain>,
     context: Rc<Context>,
@@ -154,6 +163,15 @@ impl<B: Steady> Verbs<B> {
         Ok(())
     }
 
+    /// What the device says of a connection's queue pair.
+    ///
+    /// # Errors
+    /// There is none, or the device does not say.
+    pub fn facts(&self, qp: Qp) -> Result<PairFacts, ProviderError> {
+        let pair = self.connection(qp).and_then(|connection| connection.pair.as_ref());
+        pair.ok_or(ProviderError::Gone)?.facts()
+    }
+
     /// The GID that stands for `address` on one of the devices: of RoCE v2 where there is the choice.
     #[must_use]
     pub fn gid_for(&self, address: IpAddr) -> Option<(String, Gid)> {
@@ -169,8 +187,19 @@ fn adapter(context: Rc<Context>) -> Result<Adapter, ProviderError> {
     let abilities = context.abilities()?;
     let domain = Domain::new(Rc::clone(&context))?;
     let channel = Channel::new(&context)?;
-    let (registrations, queues) = (Vec::new(), Vec::new());
-    Ok(Adapter { abilities, registrations, queues, channel, domain, context })
+    let (registrations, regions, queues) = (Vec::new(), Rc::default(), Vec::new());
+    let (shared, sharers) = (None, BTreeMap::new());
+    Ok(Adapter {
+        abilities,
+        registrations,
+        regions,
+        queues,
+        shared,
+        sharers,
+        channel,
+        domain,
+        context,
+    })
 }
 
 /// What the least of the devices can do.

@@ -6,6 +6,7 @@ use crate::rdma::{Event, Note, ProviderError, Qp, Violation};
 use crate::verbs::device::DeviceEvent;
 use crate::verbs::manager::ManagerEvent;
 use crate::verbs::memory::Steady;
+use crate::verbs::shared::Shared;
 use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
 /// How often the connection manager and the devices are asked for news, in microseconds: that takes a
@@ -102,12 +103,21 @@ impl<B: Steady> Verbs<B> {
     }
 
     /// A device has something to say of itself.
-    fn hear_device(&mut self, adapter: usize, event: DeviceEvent) {
+    pub(super) fn hear_device(&mut self, adapter: usize, event: DeviceEvent) {
         let name = self.adapters[adapter].context.name();
         match event {
             DeviceEvent::QueuePair { number, forbidden } => {
                 let why = if forbidden { Violation::Forbidden } else { Violation::Other(0) };
                 self.break_all(|connection| is_pair(connection, adapter, number), why);
+            }
+            DeviceEvent::FewReceives => {
+                log::debug!("RDMA device {name}: few receives are left");
+                self.adapters[adapter].shared.iter_mut().for_each(Shared::is_low);
+            }
+            DeviceEvent::Receives => {
+                log::error!("RDMA device {name}: the shared receives have failed");
+                let uses = |found: &Connection<B>| found.adapter == adapter && found.shape.shared;
+                self.break_all(uses, Violation::Other(0));
             }
             DeviceEvent::CompletionQueue => {
                 log::error!("RDMA device {name}: a completion queue has overrun");

@@ -1,13 +1,15 @@
 //! The seam: what the transport asks for.
 
 use super::table::number_of;
-use super::{Connection, Verbs};
+use super::{Adapter, Connection, Verbs};
 use crate::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, Room, Shape, Violation,
 };
+use crate::region;
 use crate::verbs::manager::Id;
 use crate::verbs::memory::{Registration, Steady, VerbsRegion};
 use crate::verbs::pair::Pair;
+use crate::verbs::shared::Shared;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
@@ -20,8 +22,14 @@ impl<B: Steady> Provider for Verbs<B> {
         self.limits
     }
 
+    fn shared_receives(&self) -> u32 {
+        let each = |adapter: &Adapter| adapter.shared.as_ref().map_or(0, Shared::receives) as u32;
+        self.adapters.iter().map(each).min().unwrap_or(0)
+    }
+
     fn poll(&mut self, now_us: u64, events: &mut Vec<Event<B>>) -> bool {
         let before = events.len();
+        self.ring_shared();
         // News first, told last: what had arrived when a connection ended is seen before its end.
         self.take_news(now_us);
         // A completion of something long released has used up the arming, too.
@@ -81,16 +89,26 @@ impl<B: Steady> Provider for Verbs<B> {
     }
 
     fn received(&self, qp: Qp, receive: u16, length: u32) -> &[u8] {
-        let pair = self.connection(qp).and_then(|connection| connection.pair.as_ref());
-        pair.map_or(&[], |pair| pair.message(receive, length))
+        let Some(Connection { pair, adapter, shape, .. }) = self.connection(qp) else { return &[] };
+        if shape.shared {
+            let shared = self.adapters[*adapter].shared.as_ref();
+            return shared.map_or(&[], |shared| shared.message(receive, length));
+        }
+        pair.as_ref().map_or(&[], |pair| pair.message(receive, length))
     }
 
     fn repost(&mut self, qp: Qp, receive: u16) {
+        if let Some(shared) = self.shared_of(qp) {
+            return shared.repost(receive);
+        }
         let pair = self.connection_mut(qp).and_then(|connection| connection.pair.as_mut());
         pair.into_iter().for_each(|pair| pair.repost(receive));
     }
 
     fn ring_receives(&mut self, qp: Qp) {
+        if self.shared_of(qp).is_some() {
+            return self.ring_shared();
+        }
         let Some(connection) = self.connection_mut(qp) else { return };
         let Some(pair) = connection.pair.as_mut().filter(|_| !connection.quiet) else { return };
         if let Err(error) = pair.ring_receives() {
@@ -151,9 +169,10 @@ impl<B: Steady> Provider for Verbs<B> {
         if slot.generation != qp.generation {
             return;
         }
-        let Some(Connection { pair, id, .. }) = slot.connection.take() else { return };
+        let Some(Connection { pair, id, adapter, .. }) = slot.connection.take() else { return };
         id.disconnect();
         let Some(pair) = pair else { return };
+        self.adapters[adapter].sharers.remove(&pair.number());
         let queue = Rc::clone(pair.queue());
         pair.destroy(ended);
         // What it has left in the completion queue takes room that is now promised to others. It is not
@@ -164,6 +183,13 @@ impl<B: Steady> Provider for Verbs<B> {
     fn region(&mut self, qp: Qp, bytes: usize) -> Result<VerbsRegion, ProviderError> {
         let adapter = self.connection(qp).ok_or(ProviderError::Gone)?.adapter;
         VerbsRegion::new(&self.adapters[adapter].domain, bytes)
+    }
+
+    fn offer(&mut self, qp: Qp, region: &region::Region) -> Result<u32, ProviderError> {
+        let adapter = self.connection(qp).ok_or(ProviderError::Gone)?.adapter;
+        let Adapter { regions, domain, .. } = &self.adapters[adapter];
+        let make = || Registration::of_region(domain, region);
+        regions.with(region, make, Registration::remote_key)
     }
 
     fn arm(&mut self) -> bool {

@@ -6,6 +6,7 @@ use crate::verbs::completion::Queue;
 use crate::verbs::manager::{Id, Tuning};
 use crate::verbs::memory::Steady;
 use crate::verbs::pair::{Pair, Parts, completions};
+use crate::verbs::shared::Shared;
 use std::rc::Rc;
 
 /// A connection's number in the connection manager, and back. Never 0: that is a listener's.
@@ -32,7 +33,9 @@ impl<B: Steady> Verbs<B> {
     pub(super) fn reserve(&mut self) -> Result<Qp, ProviderError> {
         let free = self.slots.iter().position(|slot| slot.connection.is_none());
         let index = free.unwrap_or(self.slots.len());
-        let slot = u16::try_from(index).map_err(|_| ProviderError::Full)?;
+        // The last one marks shared receives.
+        let slot = u16::try_from(index).ok().filter(|slot| *slot < u16::MAX);
+        let slot = slot.ok_or(ProviderError::Full)?;
         if index == self.slots.len() {
             self.slots.push(Slot { generation: 0, connection: None });
         }
@@ -60,18 +63,24 @@ impl<B: Steady> Verbs<B> {
 
     /// A completion queue with room for one more queue pair.
     fn queue(&mut self, adapter: usize, shape: &Shape) -> Result<Rc<Queue>, ProviderError> {
-        let wanted = completions(&self.limits, shape);
+        let (wanted, number) = (completions(&self.limits, shape), adapter);
         let adapter = &mut self.adapters[adapter];
+        // Every shared receive may complete in any of the queues.
+        let shared = adapter.shared.as_ref().map_or(0, Shared::receives);
         if let Some(found) = adapter.queues.iter().find(|queue| queue.promise(wanted)) {
             return Ok(Rc::clone(found));
         }
-        let entries = QUEUE_ENTRIES.max(wanted).min(adapter.abilities.completions);
-        let queue = Queue::new(&adapter.context, &adapter.channel, entries)?;
+        let entries = (QUEUE_ENTRIES.max(wanted) + shared).min(adapter.abilities.completions);
+        let queue = Queue::new(&adapter.context, &adapter.channel, number, entries)?;
         if self.armed {
             queue.arm();
         }
         adapter.queues.push(Rc::clone(&queue));
-        if queue.promise(wanted) { Ok(queue) } else { Err(ProviderError::Full) }
+        if queue.promise(shared) && queue.promise(wanted) {
+            Ok(queue)
+        } else {
+            Err(ProviderError::Full)
+        }
     }
 
     pub(super) fn pair(
@@ -81,8 +90,13 @@ impl<B: Steady> Verbs<B> {
         shape: Shape,
     ) -> Result<Pair<B>, ProviderError> {
         let queue = self.queue(adapter, &shape)?;
-        let (domain, limits) = (&self.adapters[adapter].domain, self.limits);
-        Pair::new(Parts { qp, domain, queue, limits, shape })
+        let (adapter, limits) = (&mut self.adapters[adapter], self.limits);
+        let shared = adapter.shared.as_ref().filter(|_| shape.shared).map(Shared::queue).cloned();
+        let pair = Pair::new(Parts { qp, domain: &adapter.domain, queue, limits, shape, shared })?;
+        if shape.shared {
+            adapter.sharers.insert(pair.number(), qp);
+        }
+        Ok(pair)
     }
 
     pub(super) fn tuning(&self, adapter: usize, shape: &Shape, reads: u8) -> Tuning {

@@ -1,13 +1,14 @@
 //! `foundation-bench`: how fast and how big Forebay is, beside what the machine can do.
 //!
 //! Guarantees: a ratio compares two things that ran one after the other on the same cores of the same
-//! machine, in interleaved rounds; its value is the median of the rounds' ratios. Everything runs on
+//! machine, in interleaved rounds; its value is the median of the rounds' ratios. What is counted is exact. Everything runs on
 //! `/dev/shm`, on loopback, for a bounded time; every process that was started is killed by its id, and
 //! every file removed. What breaks it: another load on the machine.
 //!
 //! Prints a table, writes `bench/foundation.json` into the target folder, and ends with 1 if a goal was
 //! missed.
 
+mod count;
 mod disk;
 mod engine;
 mod large;
@@ -19,7 +20,7 @@ mod shared;
 mod small;
 
 use anyhow::{Context as _, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use forebay_tests::measure::{Metrics, publish};
 use machine::Machine;
 use std::process::ExitCode;
@@ -27,12 +28,22 @@ use std::process::ExitCode;
 /// Measures Forebay beside fio, iperf3 and Redis.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Only the part of this name: engine, large, small, shm, memory or disk
+    /// Only the part of this name: count, engine, large, small, shm, memory or disk
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// One short round and fewer keys: shows that it works, not how fast
     #[arg(long)]
     quick: bool,
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+/// What this program starts itself for.
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Has a reactor serve retrieves, for valgrind to watch
+    #[command(hide = true)]
+    Work(count::Work),
 }
 
 /// How much is measured.
@@ -54,7 +65,8 @@ impl Effort {
 type Part = fn(&Machine, Effort, &mut Metrics) -> anyhow::Result<()>;
 
 /// In this order: each part starts and ends its own processes.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
+    ("count", count::measure),
     ("engine", engine::measure),
     ("large", large::measure),
     ("small", small::measure),
@@ -64,7 +76,12 @@ const PARTS: [(&str, Part); 6] = [
 ];
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let done = match arguments.task {
+        Some(Task::Work(work)) => work.run().map(|()| true),
+        None => run(&arguments),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -76,10 +93,10 @@ fn main() -> ExitCode {
 
 /// `false`: a goal was missed.
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let Arguments { only, quick } = arguments;
+    let Arguments { only, quick, .. } = arguments;
     let chosen = |name: &str| only.as_deref().is_none_or(|only| only == name);
     if !PARTS.iter().any(|(name, _)| chosen(name)) {
-        bail!("--only takes engine, large, small, shm, memory or disk");
+        bail!("--only takes count, engine, large, small, shm, memory or disk");
     }
     let effort = if *quick { Effort::QUICK } else { Effort::FULL };
     let machine = Machine::look()?;

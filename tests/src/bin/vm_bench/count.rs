@@ -5,15 +5,14 @@
 //! makes the requests. Bring-up and warm-up fall out: N operations are taken from 2 N.
 
 use crate::Effort;
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use clap::Args;
 use forebay_nvme::emulated::{EmulatedConfig, EmulatedRegisters, Times};
 use forebay_nvme::pcie::{Options, Queue};
 use forebay_nvme::{BLOCK_BYTES, BlockQueue, Completion, DmaBuf, Operation, Request};
-use forebay_tests::measure::{Goal, Metrics};
+use forebay_tests::measure::{Callgrind, Counts, Goal, Metrics};
 use forebay_tests::pcie::EmulatedQueue;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 /// Instructions of a read of 4 KiB.
 const GOAL: f64 = 400.0;
@@ -53,7 +52,7 @@ pub(crate) fn measure(effort: Effort, metrics: &mut Metrics) -> anyhow::Result<(
     let mut system_calls = 0.0_f64;
     for (name, work, goal) in WORKS {
         let count = |operations: u32| {
-            Counts::of(Work { operations, ..work }, &folder.path().join("callgrind.out"))
+            counts(Work { operations, ..work }, &folder.path().join("callgrind.out"))
         };
         let (once, twice) = (count(effort.operations)?, count(2 * effort.operations)?);
         let each = |of: fn(&Counts) -> u64| {
@@ -67,51 +66,14 @@ pub(crate) fn measure(effort: Effort, metrics: &mut Metrics) -> anyhow::Result<(
     Ok(())
 }
 
-/// What valgrind saw inside of the two functions.
-#[derive(Debug, PartialEq, Eq)]
-struct Counts {
-    instructions: u64,
-    system_calls: u64,
-}
-
-impl Counts {
-    /// Has valgrind run this program.
-    fn of(work: Work, file: &Path) -> anyhow::Result<Self> {
-        let Work { write, blocks, depth, operations } = work;
-        let mut command = Command::new("valgrind");
-        command
-            .args(["--tool=callgrind", "--collect-systime=yes"])
-            .args(["--toggle-collect=*counted_submit*", "--toggle-collect=*counted_poll*"])
-            .arg(format!("--callgrind-out-file={}", file.display()))
-            .arg(std::env::current_exe().context("this program's own path")?)
-            .arg("work")
-            .args(write.then_some("--write"))
-            .args(["--blocks", &blocks.to_string(), "--depth", &depth.to_string()])
-            .args(["--operations", &operations.to_string()])
-            .stdin(Stdio::null());
-        let output =
-            command.output().context("cannot run valgrind: `make bench-vm` installs it")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "valgrind ended with {}: {said}", output.status);
-        let text = std::fs::read_to_string(file).context("what valgrind counted")?;
-        Self::parse(&text).with_context(|| format!("valgrind counted nothing: {said}"))
-    }
-
-    /// The sums of a callgrind file: `events:` names them, `totals:` has them.
-    fn parse(text: &str) -> Option<Self> {
-        let fields = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            Some(line.split_whitespace())
-        };
-        let totals: Vec<u64> = fields("totals:")?.filter_map(|field| field.parse().ok()).collect();
-        let total = |event: &str| {
-            let at = fields("events:")?.position(|name| name == event)?;
-            // Zeros at the end of a line are left out.
-            Some(totals.get(at).copied().unwrap_or(0))
-        };
-        let counts = Self { instructions: total("Ir")?, system_calls: total("sysCount")? };
-        (counts.instructions > 0).then_some(counts)
-    }
+/// Has valgrind run this program, and look at the two functions.
+fn counts(work: Work, file: &Path) -> anyhow::Result<Counts> {
+    let Work { write, blocks, depth, operations } = work;
+    let mut arguments = vec!["work".to_owned()];
+    arguments.extend(write.then(|| "--write".to_owned()));
+    let numbers = [("--blocks", blocks), ("--depth", depth), ("--operations", operations)];
+    arguments.extend(numbers.iter().flat_map(|(name, n)| [(*name).to_owned(), n.to_string()]));
+    Callgrind { functions: &["counted_submit", "counted_poll"], arguments, file }.run()
 }
 
 impl Work {
@@ -165,15 +127,6 @@ fn counted_poll(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_sums_of_a_callgrind_file_are_read() {
-        let text = "version: 1\nevents: Ir sysCount sysTime \n\nfn=(1) f\n1 5\n\ntotals: 1234 2\n";
-        let counts = Counts { instructions: 1234, system_calls: 2 };
-        assert_eq!(Counts::parse(text), Some(counts));
-        assert_eq!(Counts::parse("events: Ir\ntotals: 1234\n"), None, "nobody counted the calls");
-        assert_eq!(Counts::parse("events: Ir sysCount\ntotals: 0\n"), None, "never collected");
-    }
 
     #[test]
     fn a_tiny_run_ends() {

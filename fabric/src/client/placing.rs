@@ -1,0 +1,228 @@
+//! Memory that a command names, and what the server has placed there.
+//!
+//! That is memory which the connection lends, or fragments of the caller's own where the server reaches
+//! them: then nothing is copied on this side. Data of fragments that it does not reach goes through lent
+//! memory by one copy.
+
+use super::error::LinkError;
+use super::landing::Landing;
+use super::link::protocol;
+use super::operation::{Buffers, Operation};
+use super::receive::Got;
+use super::stream::{Lent, Memory, Reach};
+use crate::Status;
+use crate::pdu::{Command, Fragment, ItemResult, Outcome, crc32c, response_flags};
+use crc_fast::{CrcAlgorithm, Digest};
+use std::io;
+use zerocopy::little_endian::{U32, U64};
+
+/// How much is copied out of lent memory before its checksum is computed: it is in the cache then, and
+/// what comes next is on its way there meanwhile.
+pub(super) const COPY_BYTES: usize = 16 << 10;
+
+/// What a command in flight has named.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Placement {
+    #[default]
+    Nothing,
+    /// All of its data is, or goes, there.
+    Lent(Lent),
+    /// The operation's own fragments, and memory for the results of a batch.
+    Own { results: Option<Lent> },
+}
+
+impl Placement {
+    /// Memory to give back once the command is answered.
+    pub(super) fn lent(self) -> Option<Lent> {
+        match self {
+            Self::Nothing => None,
+            Self::Lent(lent) => Some(lent),
+            Self::Own { results } => results,
+        }
+    }
+}
+
+/// What a command may name.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Room {
+    pub fragments_max: usize,
+    /// Bytes of the capsule.
+    pub capsule_bytes: usize,
+}
+
+/// Names the memory that `op` sends from, or is answered into: in `command`, or as `named`.
+///
+/// # Errors
+/// The server cannot reach it, and no processor can copy it.
+pub(super) fn name(
+    op: &Operation,
+    command: &mut Command,
+    named: &mut Vec<Fragment>,
+    memory: &mut dyn Memory,
+    room: Room,
+) -> io::Result<Placement> {
+    if !op.fragments.is_empty()
+        && let Some(placement) = name_own(op, command, named, memory, room)?
+    {
+        return Ok(placement);
+    }
+    named.clear();
+    Ok(lend(op, command, memory).map_or(Placement::Nothing, Placement::Lent))
+}
+
+/// Names the operation's fragments. `None`: their data is copied.
+fn name_own(
+    op: &Operation,
+    command: &mut Command,
+    named: &mut Vec<Fragment>,
+    memory: &mut dyn Memory,
+    room: Room,
+) -> io::Result<Option<Placement>> {
+    let has_results = op.lands() && !op.items.is_empty();
+    // Behind this one, if it is there, every item has one, and else none is empty.
+    named.extend(has_results.then(|| Fragment::new(0, 0, 0)));
+    let mut last = None;
+    for held in op.fragments.iter().filter(|held| has_results || !held.is_empty()) {
+        let key = match last {
+            Some((region, key)) if held.region().is_same(region) => key,
+            _ => match memory.reach(held.region())? {
+                Reach::Key(key) => key,
+                Reach::Copied => return Ok(None),
+            },
+        };
+        last = Some((held.region(), key));
+        named.push(Fragment::new(held.device_address(), key, held.len()));
+    }
+    let capsule_bytes = op.capsule_bytes() + size_of_val(named.as_slice());
+    if named.len() > room.fragments_max.max(1) || capsule_bytes > room.capsule_bytes {
+        let text = "more fragments of dma-buf memory than the server takes in one command";
+        return if op.is_unseen() { Err(io::Error::other(text)) } else { Ok(None) };
+    }
+    let mut results = None;
+    if has_results {
+        let bytes = size_of::<ItemResult>() * op.items.len();
+        let Some(lent) = memory.lend(bytes) else { return Ok(None) };
+        named[0] = Fragment::new(lent.address, lent.key, lent.bytes);
+        results = Some(lent);
+    }
+    if let ([only], None) = (named.as_slice(), results) {
+        (command.address, command.memory_key) = (only.address, only.key);
+        named.clear();
+    }
+    Ok(Some(Placement::Own { results }))
+}
+
+/// Lends the memory that `op` sends from, or is answered into, and names it in `command`.
+fn lend(op: &Operation, command: &mut Command, memory: &mut dyn Memory) -> Option<Lent> {
+    let bytes = Some(op.memory_bytes()).filter(|bytes| *bytes > 0)?;
+    let lent = memory.lend(bytes)?;
+    let mut offset = 0;
+    for value in &op.values {
+        memory.put(lent, offset, value);
+        offset += value.len();
+    }
+    for held in op.fragments.iter().filter(|_| op.opcode.sends_data()) {
+        held.read_pieces(0..held.len() as usize, |piece| {
+            memory.put(lent, offset, piece);
+            offset += piece.len();
+        });
+    }
+    command.address = U64::new(lent.address);
+    command.memory_key = U32::new(lent.key);
+    Some(lent)
+}
+
+/// The data of this answer goes to fragments.
+///
+/// # Errors
+/// It is not of the kind that was asked for.
+pub(super) fn lands(op: &Operation, outcome: &Outcome) -> Result<bool, LinkError> {
+    if !op.lands() || outcome.status != Status::Ok {
+        return Ok(false);
+    }
+    let has_items = outcome.flags & response_flags::ITEMS != 0;
+    let results = size_of::<ItemResult>() * op.items.len();
+    if has_items == op.items.is_empty() || (outcome.data_length as usize) < results {
+        return Err(LinkError::Protocol("an answer to something else"));
+    }
+    Ok(true)
+}
+
+/// Takes in what the server has placed in the memory that the command of `outcome` has named.
+///
+/// # Errors
+/// It cannot be there.
+pub(super) fn fetch(
+    placement: Placement,
+    outcome: &Outcome,
+    op: &Operation,
+    memory: &dyn Memory,
+    buffers: &mut Buffers,
+) -> Result<Got, LinkError> {
+    let length = outcome.data_length as usize;
+    let head = if lands(op, outcome)? { size_of::<ItemResult>() * op.items.len() } else { length };
+    let lands = op.lands() && outcome.status == Status::Ok;
+    match placement {
+        Placement::Lent(lent) if length <= lent.bytes as usize => {
+            let mut data = buffers.take(head);
+            let crc = copy_out(memory, lent, &mut data);
+            if lands {
+                return land(outcome, op, data, Some((memory, lent)));
+            }
+            let has_items = outcome.flags & response_flags::ITEMS != 0;
+            Ok(Got { data, intact: has_items || crc == outcome.data_crc, landed: None })
+        }
+        Placement::Own { results } if lands => {
+            let mut data = buffers.take(head);
+            results.iter().for_each(|lent| memory.get(*lent, 0, &mut data));
+            land(outcome, op, data, None)
+        }
+        _ => Err(LinkError::Protocol("data in memory that was not lent")),
+    }
+}
+
+/// Data in fragments, behind the results in `data`: it is there, or is copied out of what was lent.
+fn land(
+    outcome: &Outcome,
+    op: &Operation,
+    data: Vec<u8>,
+    source: Option<(&dyn Memory, Lent)>,
+) -> Result<Got, LinkError> {
+    let mut landing = Landing::begin(op, outcome, &data).map_err(protocol)?;
+    let layout = op.layout(&data);
+    let Some((memory, lent)) = source else {
+        landing.advance(layout, landing.left(), |_, _| ());
+        return Ok(Got::landed(outcome, data, landing));
+    };
+    let mut offset = data.len();
+    while landing.left() > 0 {
+        let count = landing.left().min(COPY_BYTES);
+        let next = COPY_BYTES.min(landing.left() - count);
+        memory.prefetch(lent, offset + count, next);
+        landing.advance(layout, count, |held, range| {
+            held.fill_pieces(range, |piece| {
+                memory.get(lent, offset, piece);
+                offset += piece.len();
+            });
+        });
+    }
+    Ok(Got::landed(outcome, data, landing))
+}
+
+/// Copies data out of lent memory; its checksum.
+fn copy_out(memory: &dyn Memory, lent: Lent, data: &mut [u8]) -> u32 {
+    if data.len() <= COPY_BYTES {
+        memory.get(lent, 0, data);
+        return crc32c(data);
+    }
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let mut begin = 0;
+    while begin < data.len() {
+        let end = data.len().min(begin + COPY_BYTES);
+        memory.get(lent, begin, &mut data[begin..end]);
+        memory.prefetch(lent, end, COPY_BYTES.min(data.len() - end));
+        digest.update(&data[begin..end]);
+        begin = end;
+    }
+    digest.finalize() as u32
+}

@@ -1,0 +1,271 @@
+//! An RDMA network card that works only when it is told to, and the peer behind it: what a reactor costs
+//! without the hardware.
+//!
+//! Guarantees: one connection; `post` and `poll` do the bookkeeping that a provider of real verbs has to
+//! do (the ledger, one entry for each work request, the inline bytes) and nothing else; no byte of bulk
+//! data moves; nothing is allocated once it is warm. What is left out: the system's libibverbs.
+
+use forebay_fabric::rdma::{
+    Chain, Ended, Event, Greeting, InFlight, Ledger, Limits, Note, Provider, ProviderError, Qp,
+    Region, Room, Shape, Work,
+};
+use forebay_nvme::DmaBuf;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// As large as those of real verbs.
+const LIMITS: Limits =
+    Limits { works: 256, buffers: 512, pieces: 16, message_bytes: 1 << 30, send_bytes: 256 << 10 };
+/// The one queue pair.
+const QP: Qp = Qp { slot: 0, generation: 1 };
+/// Receives of the peer, and bytes of each.
+const PEER_RECEIVES: u16 = 256;
+const PEER_RECEIVE_BYTES: u32 = 16 << 10;
+
+/// A work request that the card has.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// The bytes of a SEND.
+    sent: Option<Range<usize>>,
+    sequence: u32,
+    signalled: bool,
+}
+
+/// A message for the server.
+#[derive(Debug)]
+struct Message {
+    bytes: Vec<u8>,
+    immediate: u32,
+}
+
+/// What lies between the card and its peer.
+#[derive(Debug, Default)]
+struct Line {
+    asks: bool,
+    accepted: bool,
+    /// Receives that the server has posted.
+    receives: VecDeque<u16>,
+    arrived: VecDeque<(u16, Message)>,
+    /// Memory for messages.
+    spare: Vec<Vec<u8>>,
+    entries: VecDeque<Entry>,
+    /// The bytes of all sends.
+    bytes: Vec<u8>,
+    completed: VecDeque<u32>,
+    /// Receives that the peer has ever posted.
+    posted: u32,
+}
+
+/// The server's provider.
+#[derive(Debug)]
+pub struct Card {
+    line: Rc<RefCell<Line>>,
+    ledger: Ledger<DmaBuf>,
+    messages: Vec<Vec<u8>>,
+    reposted: Vec<u16>,
+    unheard: u32,
+}
+
+/// The client behind the card, and the card's own work.
+#[derive(Debug)]
+pub struct CardPeer(Rc<RefCell<Line>>);
+
+/// A card, and a peer that asks for a connection.
+#[must_use]
+pub fn card() -> (Card, CardPeer) {
+    let line =
+        Rc::new(RefCell::new(Line { asks: true, posted: PEER_RECEIVES.into(), ..Line::default() }));
+    let card = Card {
+        line: Rc::clone(&line),
+        ledger: Ledger::new(LIMITS.works, LIMITS.buffers, LIMITS.send_bytes),
+        messages: Vec::new(),
+        reposted: Vec::new(),
+        unheard: 0,
+    };
+    (card, CardPeer(line))
+}
+
+impl CardPeer {
+    /// The connection is there.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.0.borrow().accepted
+    }
+
+    /// Puts a PDU into one of the server's receives.
+    ///
+    /// # Panics
+    /// When it has none: the peer has sent more than it may.
+    pub fn send(&self, pdu: &[u8]) {
+        let line = &mut *self.0.borrow_mut();
+        let receive = line.receives.pop_front().expect("the peer keeps to its credits");
+        let mut bytes = line.spare.pop().unwrap_or_default();
+        bytes.clear();
+        bytes.extend_from_slice(pdu);
+        line.arrived.push_back((receive, Message { bytes, immediate: line.posted }));
+    }
+
+    /// Does the card's work, and shows the messages that have come; those that only grant credits are
+    /// empty.
+    pub fn take(&self, mut message: impl FnMut(&[u8])) {
+        let line = &mut *self.0.borrow_mut();
+        for Entry { sent, sequence, signalled } in line.entries.drain(..) {
+            if signalled {
+                line.completed.push_back(sequence);
+            }
+            if let Some(sent) = sent {
+                line.posted = line.posted.wrapping_add(1);
+                message(&line.bytes[sent]);
+            }
+        }
+        line.bytes.clear();
+    }
+}
+
+impl Card {
+    fn complete(&mut self, sequence: u32, events: &mut Vec<Event<DmaBuf>>) {
+        self.ledger.complete(sequence, true, |Ended { token, held, complete }| {
+            events.push(Event::Read { qp: QP, token, buffer: held, complete });
+        });
+        if !matches!(events.last(), Some(Event::Progress { .. })) {
+            events.push(Event::Progress { qp: QP });
+        }
+    }
+}
+
+impl Provider for Card {
+    type Buffer = DmaBuf;
+    type Region = NoRegion;
+
+    fn limits(&self) -> Limits {
+        LIMITS
+    }
+
+    fn poll(&mut self, _now_us: u64, events: &mut Vec<Event<DmaBuf>>) -> bool {
+        let before = events.len();
+        let shared = Rc::clone(&self.line);
+        let line = &mut *shared.borrow_mut();
+        if std::mem::take(&mut line.asks) {
+            let greeting =
+                Greeting { receives: PEER_RECEIVES.into(), receive_bytes: PEER_RECEIVE_BYTES };
+            events.push(Event::Requested { request: 0, ask: greeting.note(), reads: 16 });
+        }
+        while let Some((receive, Message { bytes, immediate })) = line.arrived.pop_front() {
+            let length = bytes.len() as u32;
+            let old = std::mem::replace(&mut self.messages[usize::from(receive)], bytes);
+            line.spare.push(old);
+            events.push(Event::Received { qp: QP, receive, length, immediate });
+        }
+        while let Some(sequence) = line.completed.pop_front() {
+            self.complete(sequence, events);
+        }
+        events.len() > before
+    }
+
+    fn accept(&mut self, _: u32, _: Note, shape: Shape) -> Result<Qp, ProviderError> {
+        self.messages.resize(shape.receives.into(), Vec::new());
+        let mut line = self.line.borrow_mut();
+        line.receives.extend(0..shape.receives);
+        line.accepted = true;
+        Ok(QP)
+    }
+
+    fn reject(&mut self, _: u32, _: Note) {
+        unreachable!("there is room for one connection");
+    }
+
+    fn connect(&mut self, _: SocketAddr, _: Note, _: Shape) -> Result<Qp, ProviderError> {
+        Err(ProviderError::Full)
+    }
+
+    fn received(&self, _: Qp, receive: u16, length: u32) -> &[u8] {
+        &self.messages[usize::from(receive)][..length as usize]
+    }
+
+    fn repost(&mut self, _: Qp, receive: u16) {
+        self.reposted.push(receive);
+    }
+
+    fn ring_receives(&mut self, _: Qp) {
+        self.line.borrow_mut().receives.extend(self.reposted.drain(..));
+    }
+
+    fn room(&self, _: Qp) -> Room {
+        self.ledger.room()
+    }
+
+    fn in_flight(&self, _: Qp) -> usize {
+        self.ledger.in_flight()
+    }
+
+    fn post(&mut self, qp: Qp, chain: &mut Chain<DmaBuf>) {
+        self.ring_receives(qp);
+        let line = &mut *self.line.borrow_mut();
+        for buffer in chain.take_buffers() {
+            self.ledger.hold(buffer);
+        }
+        let count = chain.steps().len();
+        for (index, step) in chain.steps().iter().enumerate() {
+            let signalled = step.is_signalled(index + 1 == count, &mut self.unheard);
+            let sent = if let Work::Send { bytes, .. } = &step.work {
+                let start = line.bytes.len();
+                line.bytes.extend_from_slice(&chain.bytes()[bytes.clone()]);
+                Some(start..line.bytes.len())
+            } else {
+                None
+            };
+            let in_flight =
+                InFlight { releases: step.releases, ring_bytes: 0, token: step.token() };
+            let sequence = self.ledger.post(in_flight);
+            line.entries.push_back(Entry { sent, sequence, signalled });
+        }
+        chain.clear();
+    }
+
+    fn disconnect(&mut self, _: Qp) {}
+
+    fn break_off(&mut self, _: Qp) {
+        panic!("the connection of a benchmark does not break");
+    }
+
+    fn is_drained(&self, _: Qp) -> bool {
+        true
+    }
+
+    fn release(&mut self, _: Qp, ended: &mut dyn FnMut(u32, DmaBuf)) {
+        self.ledger.give_up(|Ended { token, held, .. }| ended(token, held));
+    }
+
+    fn region(&mut self, _: Qp, _: usize) -> Result<NoRegion, ProviderError> {
+        Err(ProviderError::Full)
+    }
+}
+
+/// A server lends nothing.
+#[derive(Debug)]
+pub enum NoRegion {}
+
+impl Region for NoRegion {
+    fn address(&self) -> u64 {
+        match *self {}
+    }
+
+    fn key(&self) -> u32 {
+        match *self {}
+    }
+
+    fn len(&self) -> usize {
+        match *self {}
+    }
+
+    fn write(&mut self, _: usize, _: &[u8]) {
+        match *self {}
+    }
+
+    fn read(&self, _: usize, _: &mut [u8]) {
+        match *self {}
+    }
+}
