@@ -34,6 +34,8 @@ mod ledger;
 mod output;
 mod peer;
 mod provider;
+mod run;
+mod splitter;
 mod transport;
 
 pub use chain::{Chain, Piece, Step, Work};

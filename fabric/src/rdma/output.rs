@@ -4,8 +4,10 @@
 //! work than half of the send queue has room for becomes several items, of which the last one has the
 //! PDU: no item has to wait until READs leave it more than that half. PDUs are copied; bulk data is not.
 
-use super::chain::{Chain, Splitter};
+use super::chain::Chain;
 use super::provider::{Limits, Room};
+use super::run::Run;
+use super::splitter::Splitter;
 use crate::pdu::{FRAGMENTS_MAX, Fragment};
 use crate::transport::{Payload, RemoteMemory, Walk};
 use std::collections::VecDeque;
@@ -26,45 +28,6 @@ struct Item {
     payloads: usize,
     /// Fragments of the peer's memory.
     places: usize,
-}
-
-/// What is taken in the order in which it was put in, as slices. Its storage is used again.
-#[derive(Debug)]
-struct Run<T> {
-    all: Vec<T>,
-    taken: usize,
-    /// When so many have been taken, what is left moves to the front.
-    slack: usize,
-}
-
-impl<T> Run<T> {
-    fn new(slack: usize) -> Self {
-        Self { all: Vec::new(), taken: 0, slack }
-    }
-
-    fn len(&self) -> usize {
-        self.all.len() - self.taken
-    }
-
-    /// The next `count`.
-    fn take(&mut self, count: usize) -> &[T] {
-        self.taken += count;
-        &self.all[self.taken - count..self.taken]
-    }
-
-    fn compact(&mut self) {
-        if self.taken == self.all.len() {
-            self.clear();
-        } else if self.taken > self.slack {
-            self.all.drain(..self.taken);
-            self.taken = 0;
-        }
-    }
-
-    fn clear(&mut self) {
-        self.all.clear();
-        self.taken = 0;
-    }
 }
 
 #[derive(Debug)]

@@ -259,6 +259,8 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pdu::{Command, Item};
+    use zerocopy::IntoBytes;
 
     /// Every state with every PDU type, spelt out once more by the rules of PROTOCOL.md.
     #[test]
@@ -291,5 +293,48 @@ mod tests {
             (S::Leaving, P::GoAway) => Note,
             _ => Violation,
         }
+    }
+
+    /// A slot whose command retrieves three items into fragments of their own.
+    fn scattered(test: impl FnOnce(&mut Slot)) {
+        let items = [10, 20, 30].map(|wanted| Item::new(1, 0, wanted, 0, 0));
+        let fragments = [(1, 50), (100, 10), (200, 25), (300, 30)];
+        let fragments = fragments.map(|(address, length)| Fragment::new(address, 7, length));
+        let mut command = Command::new(Opcode::Retrieve, 0);
+        command.seal_fragments(&items, &fragments, b"abc");
+        let lists = [items.as_bytes(), fragments.as_bytes()].concat();
+        let pdu = [command.as_bytes(), &lists, b"abc"].concat();
+        let mut slot = Slot::default();
+        slot.note(&Capsule::parse(&pdu).unwrap());
+        test(&mut slot);
+    }
+
+    fn results(lengths: [u32; 3]) -> Vec<u8> {
+        let results = lengths.map(|length| ItemResult::new(crate::Status::Ok, length, 0, 0));
+        results.as_slice().as_bytes().to_vec()
+    }
+
+    #[test]
+    fn of_each_fragment_only_what_its_item_brings_is_used() {
+        scattered(|slot| {
+            slot.fit(true, &[&results([10, 0, 7])[..], b"data"].concat(), 48 + 17);
+            let used = [(1, 48), (100, 10), (200, 0), (300, 7)];
+            let used = used.map(|(address, length)| Fragment::new(address, 7, length));
+            assert_eq!(slot.answer(), RemoteMemory::new(&used));
+        });
+    }
+
+    #[test]
+    fn data_that_is_not_of_items_goes_into_no_items_memory() {
+        scattered(|slot| {
+            slot.fit(false, b"words for people", 16);
+            assert!(!slot.answer().is_named());
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "results that do not fit their data")]
+    fn item_results_that_contradict_the_data_are_a_bug_of_our_own() {
+        scattered(|slot| slot.fit(true, &results([10, 0, 7]), 48 + 18));
     }
 }
