@@ -12,6 +12,8 @@ export RDMA ?= rdma
 
 comma := ,
 features := $(if $(RDMA),--features forebayd/rdma$(comma)forebay-tools/rdma)
+# What RDMA takes in the virtual machine, which has this machine's files.
+guest_rdma := $(if $(RDMA),'/usr/lib/*/libibverbs/librxe-rdmav*.so:ibverbs-providers' rdma:iproute2 tc:iproute2)
 # Of all crates, for their tests and lints.
 export ALL_FEATURES := $(if $(RDMA),--all-features)
 
@@ -20,14 +22,15 @@ export ALL_FEATURES := $(if $(RDMA),--all-features)
 help:
 	@echo 'make demo    the whole path once, with a crash in the middle (2 minutes and the build)'
 	@echo 'make test    every test there is; FUZZ_SECONDS=$(FUZZ_SECONDS) for each fuzz target'
-	@echo 'make test-vm only those on real NVMe controllers, in a virtual machine; VM=name for some of them'
-	@echo 'make test-rdma the RDMA transport over real verbs (soft-RoCE), in a virtual machine'
+	@echo 'make test-vm only those in a virtual machine: real NVMe controllers, and a part of those over RDMA;'
+	@echo '             VM=name for some of them'
+	@echo 'make test-rdma all over real verbs (soft-RoCE), in one virtual machine and between two (15 minutes)'
 	@echo 'make build   forebayd and forebay, in target/release; RDMA= leaves RDMA out'
 	@echo 'make lint    rustfmt and clippy, as CI has them'
 	@echo 'make doc     the documentation, as CI has it'
 	@echo 'make fuzz    the fuzz targets alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make bench   how fast and how big, beside fio, iperf3 and Redis; BENCH="--only small" for a part'
-	@echo 'make bench-vm how fast the NVMe driver is beside the kernel'"'"'s, in a virtual machine'
+	@echo 'make bench-vm how fast the NVMe driver is beside the kernel'"'"'s, and RDMA beside perftest, in a virtual machine'
 
 build:
 	@tests/scripts/need-build.sh
@@ -40,18 +43,17 @@ test:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/scripts/test.sh
 
 test-vm: build
-	@tests/scripts/need.sh fio:fio strace:strace valgrind:valgrind
+	@tests/scripts/need.sh fio:fio strace:strace valgrind:valgrind $(guest_rdma)
 	@tests/vm/prepare.sh target/vm
 	cargo build --release -p forebay-nvme --example queue_iops
 	FOREBAY_VM=$(CURDIR)/target/vm RUST_LIB_BACKTRACE=0 cargo test -p forebay-tests --test vm $(ALL_FEATURES) -- --test-threads=1 $(VM)
 
 test-rdma: build
-	@tests/scripts/need.sh ibv_devices:ibverbs-utils,ibverbs-providers rdma:iproute2 rping:rdmacm-utils \
-		ib_write_bw:perftest
+	@tests/scripts/need.sh $(guest_rdma) rping:rdmacm-utils ib_write_bw:perftest
 	@tests/vm/prepare.sh target/vm
 	FOREBAY_RXE_TESTS=$$(cargo test -p forebay-fabric $(ALL_FEATURES) --test rxe --no-run --message-format=json | \
 		sed -n 's/.*"executable":"\([^"]*\/rxe-[^"]*\)".*/\1/p') FOREBAY_VM=$(CURDIR)/target/vm \
-		cargo test -p forebay-tests --test vm $(ALL_FEATURES) rdma -- --ignored --test-threads=1 --nocapture
+		cargo test -p forebay-tests --test vm $(ALL_FEATURES) rdma -- --include-ignored --test-threads=1 --nocapture
 
 lint:
 	@tests/scripts/need-build.sh
@@ -74,7 +76,7 @@ bench: build
 	cargo run --release --quiet -p forebay-tests --bin foundation-bench -- $(BENCH)
 
 bench-vm: build
-	@tests/scripts/need.sh fio:fio strace:strace valgrind:valgrind
+	@tests/scripts/need.sh fio:fio strace:strace valgrind:valgrind $(guest_rdma) ib_write_bw:perftest
 	@tests/vm/prepare.sh target/vm
 	cargo build --release --quiet -p forebay-tests --bins
 	cargo build --release --quiet -p forebay-nvme --example queue_iops

@@ -164,7 +164,7 @@ impl Holdings {
 }
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[ignore = "needs a program with tests: `make test-rdma` builds it"]
 fn real_verbs_do_what_the_simulated_ones_do() {
     let tests = std::env::var_os(TESTS).expect("the program with the tests: run `make test-rdma`");
     let Some(place) = place() else { return };

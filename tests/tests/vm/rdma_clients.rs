@@ -10,7 +10,7 @@ use std::time::Duration;
 const AFTER_DEATH: Duration = Duration::from_secs(30);
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[ignore = "takes its time: `make test-rdma` runs it"]
 fn a_hundred_clients_killed_in_full_flight_leave_nothing_behind() {
     let Some(place) = one_place() else { return };
     let guest = place.boot().unwrap();
@@ -31,7 +31,7 @@ fn a_hundred_clients_killed_in_full_flight_leave_nothing_behind() {
 }
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[cfg_attr(not(feature = "rdma"), ignore = "RDMA is not built in")]
 fn memory_that_a_client_does_not_have_costs_it_its_queue_pair_and_nobody_else() {
     let Some(place) = one_place() else { return };
     let guest = place.boot().unwrap();
@@ -63,7 +63,7 @@ fn memory_that_a_client_does_not_have_costs_it_its_queue_pair_and_nobody_else() 
 }
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[ignore = "takes its time: `make test-rdma` runs it"]
 fn a_thousand_connects_and_garbage_in_them_disturb_no_good_client() {
     let Some(place) = one_place() else { return };
     let guest = place.boot().unwrap();

@@ -78,7 +78,7 @@ fn model(bytes: usize) -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[ignore = "takes its time: `make test-rdma` runs it"]
 fn everything_is_served_by_rdma_between_two_processes() {
     let Some(place) = one_place() else { return };
     let guest = place.boot().unwrap();
@@ -91,7 +91,7 @@ fn everything_is_served_by_rdma_between_two_processes() {
 }
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[cfg_attr(not(feature = "rdma"), ignore = "RDMA is not built in")]
 fn everything_is_served_by_rdma_between_two_machines() {
     let Some((server, client)) = two_places(Drive::file) else { return };
     let client = client.boot().unwrap();
@@ -104,7 +104,7 @@ fn everything_is_served_by_rdma_between_two_machines() {
 }
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[ignore = "takes its time: `make test-rdma` runs it"]
 fn a_client_by_rdma_goes_on_over_every_end_of_the_daemon() {
     let Some(place) = one_place() else { return };
     let guest = place.boot().unwrap();

@@ -11,7 +11,7 @@ const LATE: Duration = Duration::from_secs(2);
 /// What this does not show is a client that comes back by RDMA: in Linux 6.1, soft-RoCE whose interface was
 /// taken down under traffic makes no connection any more, not even for `rping`. The plug below shows it.
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[ignore = "takes its time: `make test-rdma` runs it"]
 fn operations_end_by_their_deadlines_when_the_interface_goes_down_and_the_daemon_serves_on() {
     let Some(place) = one_place() else { return };
     let guest = place.boot().unwrap();
@@ -35,7 +35,7 @@ fn operations_end_by_their_deadlines_when_the_interface_goes_down_and_the_daemon
 }
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[ignore = "takes its time: `make test-rdma` runs it"]
 fn a_client_behind_a_pulled_plug_is_reaped_in_three_keep_alives_and_comes_back_by_itself() {
     let Some((server, client)) = two_places(Drive::file) else { return };
     let client = client.boot().unwrap();
@@ -62,7 +62,7 @@ fn a_client_behind_a_pulled_plug_is_reaped_in_three_keep_alives_and_comes_back_b
 }
 
 #[test]
-#[ignore = "needs libibverbs: `make test-rdma` runs it"]
+#[ignore = "takes its time: `make test-rdma` runs it"]
 fn loss_reordering_and_corruption_change_no_value_and_hold_no_operation_past_its_deadline() {
     let Some((server, client)) = two_places(Drive::file) else { return };
     let client = client.boot().unwrap();
