@@ -5,7 +5,7 @@ use forebay_tests::vm::{Daemon, Drive, sleep};
 use std::time::Duration;
 
 #[test]
-#[cfg_attr(not(feature = "rdma"), ignore = "RDMA is not built in")]
+#[ignore = "takes its time: `make test-rdma` runs it"]
 fn what_was_acknowledged_by_rdma_survives_the_servers_power_cuts_and_its_client_goes_on() {
     let Some((server, client)) = two_places(Drive::volatile) else { return };
     let client = client.boot().unwrap();
