@@ -20,9 +20,11 @@ use std::time::Duration;
 const BYTES: u64 = 1 << 20;
 /// Part of its bandwidth that is hoped for.
 const GOAL: f64 = 0.8;
+/// So many messages a second make a measurement of about the same length here.
+const MESSAGES_PER_S: u32 = 20;
 const DRIVE_BYTES: u64 = 512 << 20;
 /// As many retrieves in flight as the figure is not limited by.
-const DEPTH: u32 = 16;
+const DEPTH: u32 = 8;
 
 pub(crate) fn measure(effort: Effort, metrics: &mut Metrics) -> anyhow::Result<()> {
     let agent = target()?.join(program_folder()?).join("vm-guest");
@@ -34,14 +36,17 @@ pub(crate) fn measure(effort: Effort, metrics: &mut Metrics) -> anyhow::Result<(
     let devices = [DeviceLine::Vfio(machine.bind_vfio(0)?)];
     let daemon = Daemon::start(&machine, &DaemonOptions::new("daemon", devices).rdma(address))?;
     let guest = Guest { machine: &machine, address, seconds: effort.seconds };
-    guest.forebay("--op store --ops 1 --warmup 0 --duration 1 --prefill")?;
+    guest.forebay("--op store --ops 1 --warmup 0 --prefill")?;
     let mut ours = Rate::new("vm_rdma_retrieve_1m_bytes_per_s", "B/s");
+    let mut copied = Rate::new("vm_rdma_retrieve_1m_copied_bytes_per_s", "B/s");
     let mut theirs = Rate::new("vm_ib_write_bw_1m_bytes_per_s", "B/s");
     for round in 0..effort.rounds {
         theirs.push(guest.ib_write_bw().with_context(|| format!("round {round}"))?);
-        ours.push(guest.retrieve()?);
+        ours.push(guest.retrieve("--region")?);
+        copied.push(guest.retrieve("")?);
     }
     metrics.ratio("vm_rdma_retrieve_1m_vs_ib_write_bw", &ours, &theirs, GOAL);
+    metrics.ratio("vm_rdma_retrieve_1m_copied_vs_ib_write_bw", &copied, &theirs, 0.0);
     daemon.stop()
 }
 
@@ -63,16 +68,20 @@ impl Guest<'_> {
         serde_json::from_str(&said).with_context(|| format!("forebay perf said {said:?}"))
     }
 
-    /// Bytes per second that `forebay perf` retrieves.
-    fn retrieve(&self) -> anyhow::Result<f64> {
-        let said =
-            self.forebay(&format!("--op retrieve --warmup 1 --duration {}", self.seconds))?;
+    /// Bytes per second that `forebay perf` retrieves; with `--region`, into memory of its own, and otherwise
+    /// copied out of memory that the client lends.
+    fn retrieve(&self, how: &str) -> anyhow::Result<f64> {
+        let seconds = self.seconds;
+        let work = format!("--op retrieve {how} --warmup 1 --duration {seconds}");
+        let said = self.forebay(&work)?;
         said["bytes_per_s"].as_f64().with_context(|| format!("no rate in {said}"))
     }
 
     /// Bytes per second that perftest writes.
     fn ib_write_bw(&self) -> anyhow::Result<f64> {
-        let measure = format!("ib_write_bw -F -x 1 -s {BYTES} -D {}", self.seconds);
+        // By a count: with a duration it leaves out seconds at both ends, and finds nothing here.
+        let count = MESSAGES_PER_S * self.seconds;
+        let measure = format!("ib_write_bw -F -x 1 -s {BYTES} -t {DEPTH} -n {count}");
         let server = self.machine.spawn("ib_write_bw", &format!("exec taskset -c 0 {measure}"))?;
         // It listens at once, but the guest is slow to start it.
         let said = self.machine.sh(&format!("sleep 2; taskset -c 1 {measure} {}", self.address))?;
