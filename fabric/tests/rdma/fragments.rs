@@ -370,16 +370,17 @@ fn run(seed: u64) {
         house.borrow_mut().step();
         house.borrow().net.advance(50);
     }
-    let counters = house.borrow().server.as_ref().expect("a server").counters();
     if !is_rough {
         assert_eq!(clients[0].peer.is_closed(), lies, "seed {seed}");
         assert!(!clients[1].peer.is_closed(), "seed {seed}: the honest client was closed");
-        assert_eq!(counters.protocol_errors, u64::from(lies), "seed {seed}");
     }
     let stored = house.borrow().desk.values.clone();
     clients.into_iter().for_each(|client| client.check_end(&stored));
     house.borrow().net.set_profile(FakeProfile::kind());
     settle(&house, seed);
+    let counters = house.borrow().server.as_ref().expect("a server").counters();
+    let expected = u64::from(lies);
+    assert!(is_rough || counters.protocol_errors == expected, "seed {seed}: {counters:?}");
 }
 
 #[test]
