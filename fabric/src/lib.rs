@@ -3,11 +3,13 @@
 //! One protocol on every transport (`PROTOCOL.md` has the byte tables). From the wire upwards:
 //! [`pdu`] (layouts and checks), [`transport`] (moves PDUs and bulk data; [`stream`] implements it
 //! over any byte stream: `tcp`, `sim` and [`shm`]; [`rdma`] over queue pairs), [`server`] (sessions: handshake, credits,
-//! keep-alive, deadlines) and [`client`]. [`checkpoint`] holds the checkpoint store's payloads.
+//! keep-alive, deadlines) and [`client`]. [`checkpoint`] holds the checkpoint store's payloads,
+//! [`mod@crc32c`] the checksum of everything.
 
 pub mod checkpoint;
 pub mod client;
 pub mod conformance;
+pub mod crc32c;
 pub mod pdu;
 pub mod rdma;
 pub mod region;

@@ -4,7 +4,7 @@
 //! reading itself and one block more, and a misdirected or stale page is caught like any other.
 
 use super::format::{CHECKSUM_BLOCK_BYTES, WHOLE_CRC_BYTES_MAX, crc32c};
-use crc_fast::{CrcAlgorithm, checksum_combine};
+use forebay_fabric::crc32c::{EMPTY, combine};
 use forebay_nvme::BLOCK_BYTES;
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -16,10 +16,6 @@ static SHIFT: LazyLock<[[u32; 256]; 4]> = LazyLock::new(|| {
     std::array::from_fn(|byte| std::array::from_fn(|value| shifted((value as u32) << (8 * byte))))
 });
 
-fn combine(crc: u32, next: u32, length: usize) -> u32 {
-    checksum_combine(CrcAlgorithm::Crc32Iscsi, crc.into(), next.into(), length as u64) as u32
-}
-
 /// The CRC32C of a piece with `crc` and the `length` bytes with `next` behind it.
 fn join(crc: u32, next: u32, length: usize) -> u32 {
     if length != CHECKSUM_BLOCK_BYTES {
@@ -28,9 +24,6 @@ fn join(crc: u32, next: u32, length: usize) -> u32 {
     let shifted = crc.to_le_bytes().into_iter().zip(&*SHIFT);
     shifted.fold(next, |sum, (byte, table)| sum ^ table[usize::from(byte)])
 }
-
-/// The CRC32C of no bytes.
-const EMPTY: u32 = 0;
 
 /// The checksums of a value, from one pass over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

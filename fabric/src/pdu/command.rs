@@ -1,6 +1,7 @@
 //! The command capsule: a 64-byte command, items, fragments, keys, and in-capsule data.
 
 use super::{CommonHeader, DecodeError, ItemResult, PduType};
+use crate::crc32c::Digest;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -199,12 +200,8 @@ impl Command {
         if items.is_empty() && fragments.is_empty() {
             return super::crc32c_pair(fixed, keys);
         }
-        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-        digest.update(fixed);
-        digest.update(items.as_bytes());
-        digest.update(fragments.as_bytes());
-        digest.update(keys);
-        digest.finalize() as u32
+        let lists = Digest::new().and(fixed).and(items.as_bytes()).and(fragments.as_bytes());
+        lists.and(keys).finalize()
     }
 }
 

@@ -26,6 +26,9 @@ pub use hello::{
 pub use list::{ListEntries, ListEntry, ListHeader};
 pub use response::{ItemResult, Outcome, Response, response_flags};
 
+pub use crate::crc32c::crc32c;
+
+use crate::crc32c::Digest;
 use std::ops::RangeInclusive;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -242,17 +245,8 @@ impl DecodeError {
     }
 }
 
-/// CRC32C (Castagnoli; RFC 3720 B.4) of `bytes`.
-#[must_use]
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::crc32_iscsi(bytes)
-}
-
 /// CRC32C of `first` and then `second`, which need not lie one behind the other.
 #[must_use]
 pub fn crc32c_pair(first: &[u8], second: &[u8]) -> u32 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    digest.update(first);
-    digest.update(second);
-    digest.finalize() as u32
+    Digest::new().and(first).and(second).finalize()
 }

@@ -11,6 +11,7 @@ pub mod index_page;
 pub mod journal_page;
 pub mod superblock;
 
+pub use forebay_fabric::crc32c::crc32c;
 pub use index_page::{IndexHeader, IndexPage, IndexPageBuilder};
 pub use journal_page::{JournalPage, JournalPageBuilder, Record, RecordKind};
 pub use superblock::{Copies, Superblock};
@@ -46,10 +47,4 @@ pub enum FormatError {
     /// A field is out of its bounds; the text names it.
     #[error("bad field: {0}")]
     Field(&'static str),
-}
-
-/// CRC32C of `bytes` (RFC 3720, B.4), the one checksum of the format.
-#[must_use]
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::crc32_iscsi(bytes)
 }

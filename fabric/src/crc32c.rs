@@ -1,0 +1,233 @@
+//! CRC32C (Castagnoli; RFC 3720 B.4): what every PDU header and every value carries.
+//!
+//! On x86-64 the processor's own instruction does it, in three lanes, for it takes a word in each cycle
+//! and gives the result three cycles later. Beside `crc-fast`'s SSE kernels that is 1.9 times as fast at
+//! 4 KiB and 1.5 to 1.7 times at 64 KiB and 1 MiB (EPYC without AVX-512), and a third of the instructions
+//! at 4 KiB. Where `crc-fast` has 512 bits to work with, long runs are its own, and on other processors
+//! everything is.
+//!
+//! `unsafe` is here for one thing: to call what only some processors can do.
+
+use crc_fast::{CrcAlgorithm, checksum_combine};
+
+/// CRC32C of `bytes`.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    absorb(EMPTY, bytes)
+}
+
+/// CRC32C of the bytes with `first` and, behind them, `length` bytes with `next`.
+#[must_use]
+pub fn combine(first: u32, next: u32, length: usize) -> u32 {
+    checksum_combine(CrcAlgorithm::Crc32Iscsi, first.into(), next.into(), length as u64) as u32
+}
+
+/// The CRC32C of no bytes.
+pub const EMPTY: u32 = 0;
+
+/// The CRC32C of bytes that come piece by piece.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Digest(u32);
+
+impl Digest {
+    /// Of no bytes yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(EMPTY)
+    }
+
+    /// The same with `bytes` behind them.
+    #[must_use]
+    pub fn and(self, bytes: &[u8]) -> Self {
+        Self(absorb(self.0, bytes))
+    }
+
+    /// Takes `bytes` in.
+    pub fn update(&mut self, bytes: &[u8]) {
+        *self = self.and(bytes);
+    }
+
+    /// Of all bytes so far.
+    #[must_use]
+    pub fn finalize(self) -> u32 {
+        self.0
+    }
+}
+
+/// The CRC32C of the bytes with `crc` and `bytes` behind them.
+fn absorb(crc: u32, bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if x86::serves(bytes.len()) {
+        // SAFETY: `serves` has found the features that `absorb` needs.
+        #[expect(unsafe_code, reason = "only some processors have the instructions")]
+        return unsafe { x86::absorb(crc, bytes) };
+    }
+    absorb_portably(crc, bytes)
+}
+
+fn absorb_portably(crc: u32, bytes: &[u8]) -> u32 {
+    let state = u64::from(!crc);
+    let mut digest = crc_fast::Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, state);
+    digest.update(bytes);
+    digest.finalize() as u32
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::is_x86_feature_detected;
+    use std::arch::x86_64::{
+        __m128i, _mm_clmulepi64_si128, _mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64,
+        _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_xor_si128,
+    };
+
+    type Word = [u8; 8];
+
+    /// Words that a lane does between two looks at whether it is at its end.
+    const STEP: usize = 8;
+    /// From so many bytes on, 512 bits at a time pay.
+    const WIDE_BYTES: usize = 1024;
+
+    /// Are `length` bytes better done here, and can they?
+    #[inline]
+    pub(super) fn serves(length: usize) -> bool {
+        let can = is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("pclmulqdq");
+        let wide =
+            || is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("vpclmulqdq");
+        can && (length < WIDE_BYTES || !wide())
+    }
+
+    #[target_feature(enable = "sse4.2,pclmulqdq")]
+    pub(super) fn absorb(crc: u32, bytes: &[u8]) -> u32 {
+        let (mut words, rest) = bytes.as_chunks::<8>();
+        let mut state = u64::from(!crc);
+        if words.len() >= 3 * STEP {
+            (state, words) = lanes::<21>(state, words);
+            (state, words) = lanes::<5>(state, words);
+            (state, words) = lanes::<1>(state, words);
+        }
+        for word in words {
+            state = one(state, word);
+        }
+        !few(state as u32, rest)
+    }
+
+    /// Less than a word.
+    #[target_feature(enable = "sse4.2")]
+    fn few(mut state: u32, bytes: &[u8]) -> u32 {
+        let (halves, rest) = bytes.as_chunks::<4>();
+        for half in halves {
+            state = _mm_crc32_u32(state, u32::from_le_bytes(*half));
+        }
+        rest.iter().fold(state, |state, byte| _mm_crc32_u8(state, *byte))
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse4.2")]
+    fn one(state: u64, word: &Word) -> u64 {
+        _mm_crc32_u64(state, u64::from_le_bytes(*word))
+    }
+
+    /// Does as many words as three lanes of `STEPS` steps can share; the state, and what is left.
+    #[inline]
+    #[target_feature(enable = "sse4.2,pclmulqdq")]
+    fn lanes<const STEPS: usize>(mut state: u64, mut words: &[Word]) -> (u64, &[Word]) {
+        while let Some((now, rest)) = words.split_at_checked(3 * STEPS * STEP) {
+            state = three_lanes::<STEPS>(state, now);
+            words = rest;
+        }
+        (state, words)
+    }
+
+    /// One behind the other on the wire, and side by side here. At the end the states of the first two are
+    /// moved on by the words between them and the last word, which takes them in ("Fast CRC Computation for
+    /// Generic Polynomials Using PCLMULQDQ", Gopal and others, 2009).
+    #[inline]
+    #[target_feature(enable = "sse4.2,pclmulqdq")]
+    fn three_lanes<const STEPS: usize>(state: u64, words: &[Word]) -> u64 {
+        let (first, others) = words.split_at(STEPS * STEP);
+        let (second, third) = others.split_at(STEPS * STEP);
+        let [(first, _), (second, _), (third, _)] = [first, second, third].map(<[Word]>::as_chunks);
+        let (last, third) = third.split_last().expect("three lanes of at least one step");
+        let (mut a, mut b, mut c) = (state, 0, 0);
+        for ((first, second), third) in first.iter().zip(second).zip(third) {
+            (a, b, c) = step::<STEP>((a, b, c), first, second, third);
+        }
+        let (first, second) = (&first[third.len()], &second[third.len()]);
+        (a, b, c) = step::<{ STEP - 1 }>((a, b, c), first, second, last);
+        (a, b) = (one(a, &first[STEP - 1]), one(b, &second[STEP - 1]));
+        let a = moved(a, const { power(2 * STEPS * STEP - 1) });
+        let b = moved(b, const { power(STEPS * STEP - 1) });
+        let both = _mm_cvtsi128_si64(_mm_xor_si128(a, b)).cast_unsigned();
+        _mm_crc32_u64(c, u64::from_le_bytes(last[STEP - 1]) ^ both)
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse4.2")]
+    fn step<const WORDS: usize>(
+        (mut a, mut b, mut c): (u64, u64, u64),
+        first: &[Word; STEP],
+        second: &[Word; STEP],
+        third: &[Word; STEP],
+    ) -> (u64, u64, u64) {
+        for at in 0..WORDS {
+            (a, b, c) = (one(a, &first[at]), one(b, &second[at]), one(c, &third[at]));
+        }
+        (a, b, c)
+    }
+
+    /// The product of a state and a power of x: what has to be added to the next word.
+    #[inline]
+    #[target_feature(enable = "pclmulqdq")]
+    fn moved(state: u64, power: u32) -> __m128i {
+        let [state, power] = [state, power.into()].map(|n: u64| n.cast_signed());
+        _mm_clmulepi64_si128::<0>(_mm_cvtsi64_si128(state), _mm_cvtsi64_si128(power))
+    }
+
+    /// The power of x, modulo the polynomial and with the lowest bit first, by which a state is multiplied to
+    /// get behind `words` words: 64 for each, and 31 for where the product and the instruction have their ends.
+    const fn power(words: usize) -> u32 {
+        const POLYNOMIAL: u32 = 0x82F6_3B78;
+        let (mut power, mut left) = (1 << 31, 64 * words + 31);
+        while left > 0 {
+            power = (power >> 1) ^ (POLYNOMIAL * (power & 1));
+            left -= 1;
+        }
+        power
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_check_value_comes_out() {
+        assert_eq!(crc32c(b"123456789"), 0xE306_9283);
+        assert_eq!(crc32c(b""), EMPTY);
+    }
+
+    #[test]
+    fn every_length_from_every_address_is_as_crc_fast_has_it() {
+        let mut bytes = vec![0; 10_000];
+        fastrand::Rng::with_seed(7).fill(&mut bytes);
+        for length in 0..9_000 {
+            let piece = &bytes[length % 64..][..length];
+            assert_eq!(crc32c(piece), crc_fast::crc32_iscsi(piece), "{length} bytes");
+            assert_eq!(absorb(7, piece), absorb_portably(7, piece), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn pieces_add_up() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut bytes = vec![0; 100_000];
+        rng.fill(&mut bytes);
+        for _ in 0..100 {
+            let (first, second) = bytes.split_at(rng.usize(..bytes.len()));
+            let mut digest = Digest::new().and(first);
+            digest.update(second);
+            assert_eq!(digest.finalize(), crc32c(&bytes));
+            assert_eq!(combine(crc32c(first), crc32c(second), second.len()), crc32c(&bytes));
+        }
+    }
+}
