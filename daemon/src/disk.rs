@@ -197,15 +197,28 @@ pub struct Io {
 }
 
 impl Io {
-    /// Takes the outcome, which frees the slot, or notes who waits for it.
-    fn take(&self) -> Option<Outcome> {
-        let state = &mut *self.disk.0.state.borrow_mut();
-        let slot = &mut state.slots[self.slot as usize];
-        let Some(outcome) = slot.outcome.take() else {
+    /// Has it ended? If not, the polled task is woken when it does.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        let slot = &mut self.disk.0.state.borrow_mut().slots[self.slot as usize];
+        if slot.outcome.is_none() {
             slot.waiter = Some(self.disk.0.ready.current());
-            return None;
-        };
+        }
+        slot.outcome.is_some()
+    }
+
+    /// The outcome, if it has ended.
+    #[must_use]
+    pub fn take(mut self) -> Option<Outcome> {
+        self.take_outcome()
+    }
+
+    /// Takes the outcome, which frees the slot.
+    fn take_outcome(&mut self) -> Option<Outcome> {
+        let state = &mut *self.disk.0.state.borrow_mut();
+        let outcome = state.slots[self.slot as usize].outcome.take()?;
         state.free.push(self.slot);
+        self.finished = true;
         Some(outcome)
     }
 }
@@ -214,9 +227,10 @@ impl Future for Io {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Outcome> {
-        let Some(outcome) = self.take() else { return Poll::Pending };
-        self.finished = true;
-        Poll::Ready(outcome)
+        if !self.is_done() {
+            return Poll::Pending;
+        }
+        self.take_outcome().map_or(Poll::Pending, Poll::Ready)
     }
 }
 

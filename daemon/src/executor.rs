@@ -66,6 +66,14 @@ impl Ready {
         self.0.current.get().expect("a future of the engine was polled outside of its executor")
     }
 
+    /// Does `what` as `task`: whatever it has to wait for wakes that task.
+    pub fn as_task<T>(&self, task: TaskId, what: impl FnOnce() -> T) -> T {
+        let before = self.0.current.replace(Some(task));
+        let done = what();
+        self.0.current.set(before);
+        done
+    }
+
     /// Makes `task` run again, after all that is ready already.
     pub fn wake(&self, task: TaskId) {
         self.0.queue.borrow_mut().push_back(task);
@@ -139,9 +147,21 @@ impl<F: Future<Output = ()>> Tasks<F> {
         true
     }
 
+    /// The name of the task in `slot`.
+    #[must_use]
+    pub fn id(&self, slot: usize) -> TaskId {
+        TaskId::new(self.set, slot)
+    }
+
+    /// The slot of `task`, if it is of this set.
+    #[must_use]
+    pub fn slot(&self, task: TaskId) -> Option<usize> {
+        (task.set() == self.set).then(|| task.slot())
+    }
+
     /// Makes the task in `slot` run again, if it still does.
     pub fn wake(&self, slot: usize) {
-        self.ready.wake(TaskId::new(self.set, slot));
+        self.ready.wake(self.id(slot));
     }
 
     /// Polls `task` if it is one of this set's and still runs; `false` if it belongs to another set.
@@ -151,9 +171,8 @@ impl<F: Future<Output = ()>> Tasks<F> {
         }
         let slot = &mut self.slots[task.slot()];
         let Some(future) = slot.as_mut().as_pin_mut() else { return true };
-        self.ready.0.current.set(Some(task));
-        let poll = future.poll(&mut Context::from_waker(Waker::noop()));
-        self.ready.0.current.set(None);
+        let poll =
+            self.ready.as_task(task, || future.poll(&mut Context::from_waker(Waker::noop())));
         if poll.is_ready() {
             slot.as_mut().set(None);
             self.free.push(task.slot());

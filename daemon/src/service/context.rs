@@ -138,9 +138,10 @@ impl Context {
     }
 
     /// Answers a command that got no slot.
-    pub fn refuse(&self, origin: Origin, status: Status) {
+    pub fn refuse(&self, origin: Origin, refusal: Refusal) {
+        let Refusal { status, result } = refusal;
         self.counters.reply(status);
-        let reply = Outgoing::Reply(origin, Reply::status(status, 0));
+        let reply = Outgoing::Reply(origin, Reply::status(status, result));
         self.outgoing.borrow_mut().push_back(reply);
     }
 

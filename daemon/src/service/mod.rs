@@ -27,9 +27,10 @@ pub use slots::{Origin, SlotIndex};
 
 use crate::executor::{TaskId, Tasks};
 use forebay_fabric::Status;
-use forebay_fabric::pdu::Capsule;
+use forebay_fabric::pdu::{Capsule, Opcode};
 use forebay_fabric::server::{RequestId, Service};
 use forebay_nvme::DmaBuf;
+use serve::Refusal;
 use std::future::Future;
 use std::rc::Rc;
 
@@ -45,16 +46,24 @@ pub trait Commands {
     fn run(&mut self, task: TaskId);
 }
 
-struct CommandTasks<F>(Tasks<F>);
+/// A single retrieve is no task: [`serve::advance_retrieve`] is all of it.
+struct CommandTasks<F> {
+    cx: Rc<Context>,
+    tasks: Tasks<F>,
+}
 
 impl<F: Future<Output = ()>> Commands for CommandTasks<F> {
     fn start(&mut self, at: SlotIndex) {
-        self.0.wake(at.into());
+        if !serve::advance_retrieve(&self.cx, at, self.tasks.id(at.into())) {
+            self.tasks.wake(at.into());
+        }
     }
 
     fn run(&mut self, task: TaskId) {
-        let ours = self.0.run(task);
-        assert!(ours, "a task of a set that does not exist");
+        let at = self.tasks.slot(task).expect("a task of a set that does not exist");
+        if !serve::advance_retrieve(&self.cx, at as SlotIndex, task) {
+            self.tasks.run(task);
+        }
     }
 }
 
@@ -67,7 +76,7 @@ pub fn commands(cx: &Rc<Context>) -> Box<dyn Commands> {
     for at in 0..count as SlotIndex {
         assert!(tasks.spawn(serve::attend(cx.clone(), at)), "there are as many tasks as slots");
     }
-    Box::new(CommandTasks(tasks))
+    Box::new(CommandTasks { cx: cx.clone(), tasks })
 }
 
 /// Where one listener's server brings its commands.
@@ -90,6 +99,30 @@ impl Door<'_> {
     fn origin(&self, id: RequestId) -> Origin {
         Origin { listener: self.listener, id }
     }
+
+    /// Gives a command a slot, and begins what can begin at once.
+    fn take(
+        &self,
+        origin: Origin,
+        opcode: Opcode,
+        capsule: &Capsule<'_>,
+        deadline_us: u64,
+    ) -> Result<SlotIndex, Refusal> {
+        let cx = self.cx;
+        if cx.slots.are_taken() {
+            return Err(Status::Busy.into());
+        }
+        if let Some(started) = serve::start_retrieve(cx, opcode, capsule) {
+            let pending = started?;
+            if pending.is_under_way() {
+                return Ok(cx.slots.take_for_retrieve(origin, pending)?);
+            }
+        }
+        let alloc = |bytes| cx.memory.pool().alloc(bytes);
+        let at = cx.slots.take(origin, opcode, capsule, deadline_us, alloc)?;
+        cx.counters.bytes_copied.add(capsule.data.len() as u64);
+        Ok(at)
+    }
 }
 
 impl Service<DmaBuf> for Door<'_> {
@@ -98,15 +131,11 @@ impl Service<DmaBuf> for Door<'_> {
         cx.counters.command(capsule.command.opcode);
         let origin = self.origin(id);
         let Some(opcode) = capsule.opcode else {
-            return cx.refuse(origin, Status::Unsupported);
+            return cx.refuse(origin, Status::Unsupported.into());
         };
-        let alloc = |bytes| cx.memory.pool().alloc(bytes);
-        match cx.slots.take(origin, opcode, capsule, deadline_us, alloc) {
-            Ok(at) => {
-                cx.counters.bytes_copied.add(capsule.data.len() as u64);
-                self.commands.start(at);
-            }
-            Err(status) => cx.refuse(origin, status),
+        match self.take(origin, opcode, capsule, deadline_us) {
+            Ok(at) => self.commands.start(at),
+            Err(refusal) => cx.refuse(origin, refusal),
         }
     }
 

@@ -7,15 +7,19 @@
 use super::context::Context;
 use super::slots::SlotIndex;
 use super::{batch, control};
-use crate::store::StoreRequest;
+use crate::executor::TaskId;
 use crate::store::namespace::{CHUNKS, FIRST_USER};
+use crate::store::{Fragment, PendingRetrieve, StoreRequest};
 use forebay_fabric::Status;
-use forebay_fabric::pdu::{KEY_BYTES, Opcode, VALUE_BYTES_MAX, command_flags, crc32c};
+use forebay_fabric::pdu::{
+    Capsule, Command, KEY_BYTES, Opcode, VALUE_BYTES_MAX, command_flags, crc32c,
+};
 use forebay_fabric::server::Reply;
 use forebay_fabric::transport::Payload;
 use forebay_nvme::DmaBuf;
 use std::ops::Range;
 use std::rc::Rc;
+use std::task::Poll;
 
 /// Why a command is not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,15 +71,11 @@ async fn carry_out(cx: &Rc<Context>, at: SlotIndex) -> Result<Reply<DmaBuf>, Ref
     };
     match opcode {
         Opcode::Store => store(cx, at, user(namespace)?).await,
-        Opcode::Retrieve => retrieve(cx, at, user(namespace)?).await,
+        Opcode::Retrieve | Opcode::CheckpointRead => retrieve(cx, at).await,
         Opcode::Delete => delete(cx, at, user(namespace)?).await,
         Opcode::Exist => exist(cx, at, user(namespace)?),
         Opcode::List => list(cx, at, user(namespace)?).await,
         Opcode::CheckpointPut => control::put(cx, at).await,
-        Opcode::CheckpointRead => {
-            control::check_chunk(&cx.slots.lend_key(at))?;
-            retrieve(cx, at, CHUNKS).await
-        }
         // Rare and large: boxed, so that they do not make every task as large as they are.
         _ => Box::pin(control::serve(cx, at, opcode)).await,
     }
@@ -133,21 +133,62 @@ pub(super) async fn client_data(cx: &Rc<Context>, at: SlotIndex) -> Result<DmaBu
     if cx.slots.at(at).borrow().abandoned { Err(Status::Cancelled.into()) } else { Ok(data) }
 }
 
-async fn retrieve(
-    cx: &Rc<Context>,
-    at: SlotIndex,
-    namespace: u32,
-) -> Result<Reply<DmaBuf>, Refusal> {
-    let started = {
-        let slot = cx.slots.at(at).borrow();
-        let (offset, length) = (slot.command.offset.get(), slot.command.data_length.get());
-        let started = cx.store.start_retrieve(namespace, slot.key(), offset, length);
-        started.map_err(|status| cx.refusal(namespace, slot.key(), status))?
+/// Starts a single retrieve as soon as it comes, if `capsule` is one: all that it then waits for are its
+/// reads, and that takes no task. `None`: it is something else.
+pub(super) fn start_retrieve(
+    cx: &Context,
+    opcode: Opcode,
+    capsule: &Capsule<'_>,
+) -> Option<Result<PendingRetrieve, Refusal>> {
+    let is_retrieve = matches!(opcode, Opcode::Retrieve | Opcode::CheckpointRead);
+    let single = is_retrieve && capsule.items.is_empty();
+    single.then(|| begin_retrieve(cx, opcode, capsule.command, capsule.keys))
+}
+
+fn begin_retrieve(
+    cx: &Context,
+    opcode: Opcode,
+    command: &Command,
+    key: &[u8],
+) -> Result<PendingRetrieve, Refusal> {
+    let namespace = if opcode == Opcode::CheckpointRead {
+        control::check_chunk(key)?;
+        CHUNKS
+    } else {
+        user(command.namespace.get())?
     };
-    let fragment = started.finish().await?;
-    cx.counters.bytes_retrieved.add(fragment.range.len() as u64);
-    let result = fragment.value_length.into();
-    Ok(with_data(fragment.buffer, fragment.range, fragment.crc, result))
+    let (offset, length) = (command.offset.get(), command.data_length.get());
+    let started = cx.store.start_retrieve(namespace, key, offset, length);
+    started.map_err(|status| cx.refusal(namespace, key, status))
+}
+
+/// Goes on with the single retrieve in slot `at` as `task`, and replies once it is done. `false`: there is
+/// none there.
+pub(super) fn advance_retrieve(cx: &Context, at: SlotIndex, task: TaskId) -> bool {
+    let polled = match &mut cx.slots.at(at).borrow_mut().retrieve {
+        Some(pending) => cx.ready.as_task(task, || pending.poll()),
+        None => return false,
+    };
+    if let Poll::Ready(outcome) = polled {
+        let refused = |status| Reply::status(status, 0);
+        cx.finish(at, outcome.map_or_else(refused, |fragment| retrieved(cx, fragment)));
+    }
+    true
+}
+
+/// One that could not begin at once, for want of memory or of bytes in its value.
+async fn retrieve(cx: &Context, at: SlotIndex) -> Result<Reply<DmaBuf>, Refusal> {
+    let begun = {
+        let slot = cx.slots.at(at).borrow();
+        begin_retrieve(cx, slot.opcode, &slot.command, slot.key())?
+    };
+    Ok(retrieved(cx, begun.finish().await?))
+}
+
+fn retrieved(cx: &Context, fragment: Fragment) -> Reply<DmaBuf> {
+    let Fragment { buffer, range, crc, value_length } = fragment;
+    cx.counters.bytes_retrieved.add(range.len() as u64);
+    with_data(buffer, range, crc, value_length.into())
 }
 
 async fn delete(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {

@@ -5,6 +5,7 @@
 //! here borrows from the network; taking and freeing a slot allocates nothing.
 
 use crate::executor::{Ready, TaskId};
+use crate::store::PendingRetrieve;
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{Capsule, Command, Item, KEY_BYTES, Opcode, command_flags};
 use forebay_fabric::server::RequestId;
@@ -114,6 +115,8 @@ pub struct Slot {
     pull: Pull,
     /// The server has answered already, or the client is gone: finish what was begun, begin nothing.
     pub abandoned: bool,
+    /// A single retrieve whose reads are under way: nothing else of the slot is filled in for it.
+    pub retrieve: Option<PendingRetrieve>,
 }
 
 impl Slot {
@@ -128,6 +131,7 @@ impl Slot {
             data: None,
             pull: Pull::No,
             abandoned: false,
+            retrieve: None,
         }
     }
 
@@ -152,6 +156,7 @@ impl Slot {
     fn clear(&mut self) {
         let Self { origin, command: _, opcode: _, deadline_us: _, key: _, words, data, .. } = self;
         (*origin, *words, *data) = (None, None, None);
+        self.retrieve = None;
         (self.pull, self.abandoned) = (Pull::No, false);
     }
 
@@ -219,6 +224,29 @@ impl Slots {
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.slots.len() - self.free.borrow().len()
+    }
+
+    /// There is no slot for another command.
+    #[must_use]
+    pub fn are_taken(&self) -> bool {
+        self.free.borrow().is_empty()
+    }
+
+    /// Takes a slot for a retrieve that has begun.
+    ///
+    /// # Errors
+    /// `Busy`: there is none.
+    pub fn take_for_retrieve(
+        &self,
+        origin: Origin,
+        retrieve: PendingRetrieve,
+    ) -> Result<SlotIndex, Status> {
+        let index = self.free.borrow_mut().pop().ok_or(Status::Busy)?;
+        let mut slot = self.at(index).borrow_mut();
+        slot.origin = Some(origin);
+        slot.retrieve = Some(retrieve);
+        *self.directory.borrow_mut().place(origin) = Some(index);
+        Ok(index)
     }
 
     /// Takes a slot for a command.

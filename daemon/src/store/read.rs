@@ -11,6 +11,7 @@ use forebay_fabric::Status;
 use forebay_nvme::{BLOCK_BYTES, DmaBuf};
 use std::ops::Range;
 use std::rc::Rc;
+use std::task::Poll;
 
 /// A retrieve whose reads are under way.
 #[derive(Debug)]
@@ -115,6 +116,27 @@ impl PendingRetrieve {
         self.reads.is_none() && self.pointer.length > 0
     }
 
+    /// Its reads are under way: [`PendingRetrieve::poll`] is all that it takes.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.reads.is_some()
+    }
+
+    /// The verified bytes, or wakes the polled task when there is more to know.
+    ///
+    /// # Errors
+    /// As [`PendingRetrieve::finish`].
+    ///
+    /// # Panics
+    /// When no reads are under way.
+    pub fn poll(&mut self) -> Poll<Result<Fragment, Status>> {
+        let reads = self.reads.as_ref().expect("reads are under way");
+        if !reads.data.is_done() || !reads.page.as_ref().is_none_or(Io::is_done) {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.arrived())
+    }
+
     /// Waits for the bytes and verifies them.
     ///
     /// # Errors
@@ -127,24 +149,19 @@ impl PendingRetrieve {
         if self.reads.is_none() {
             self.wait_for_memory().await?;
         }
-        let Some(Reads { pin, data, page }) = self.reads.take() else {
-            return Err(Status::Internal);
+        std::future::poll_fn(|_| self.poll()).await
+    }
+
+    fn arrived(&mut self) -> Result<Fragment, Status> {
+        let Reads { pin, data, page } = self.reads.take().ok_or(Status::Internal)?;
+        let read = |io: Io| {
+            let (result, buffer) = io.take().ok_or(Status::Internal)?;
+            result.map_err(Shard::status_of)?;
+            buffer.ok_or(Status::Internal)
         };
-        let (result, buffer) = data.await;
-        let page = match page {
-            Some(page) => Some(page.await),
-            None => None,
-        };
+        let (data, page) = (read(data), page.map(read).transpose());
         drop(pin);
-        result.map_err(Shard::status_of)?;
-        let page = match page {
-            Some((result, page)) => {
-                result.map_err(Shard::status_of)?;
-                page
-            }
-            None => None,
-        };
-        self.verified(buffer.ok_or(Status::Internal)?, page.as_deref())
+        self.verified(data?, page?.as_deref())
     }
 
     /// Memory was short: wait for it, then look at the index again, for the value may have moved.
