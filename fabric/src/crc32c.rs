@@ -80,6 +80,8 @@ mod x86 {
         _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_xor_si128,
     };
 
+    use std::sync::LazyLock;
+
     type Word = [u8; 8];
 
     /// Words that a lane does between two looks at whether it is at its end.
@@ -87,13 +89,21 @@ mod x86 {
     /// From so many bytes on, 512 bits at a time pay.
     const WIDE_BYTES: usize = 1024;
 
+    /// What is shorter than this is done here.
+    static SERVED_BYTES: LazyLock<usize> = LazyLock::new(|| {
+        let can = is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("pclmulqdq");
+        let wide = is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("vpclmulqdq");
+        match (can, wide) {
+            (false, _) => 0,
+            (true, true) => WIDE_BYTES,
+            (true, false) => usize::MAX,
+        }
+    });
+
     /// Are `length` bytes better done here, and can they?
     #[inline]
     pub(super) fn serves(length: usize) -> bool {
-        let can = is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("pclmulqdq");
-        let wide =
-            || is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("vpclmulqdq");
-        can && (length < WIDE_BYTES || !wide())
+        length < *SERVED_BYTES
     }
 
     #[target_feature(enable = "sse4.2,pclmulqdq")]

@@ -124,20 +124,20 @@ impl<B> Output<B> {
         let (mut splitter, mut walk) = (Splitter::new(remote, limits), remote.walk());
         for payload in payloads.filter(|payload| !payload.range.is_empty()) {
             let length = payload.range.len();
-            let mut ahead = splitter;
-            let works = ahead.pass(length);
+            let before = (group.works > 0).then_some(splitter);
+            let works = splitter.pass(length);
             // The last one of a push has its PDU, too.
             let crowded = group.works + works + 1 > limits.works / 2
                 || group.payloads + 1 > limits.buffers / 2;
-            if crowded && group.works > 0 {
-                self.put(None, std::mem::take(&mut group), &mut walk);
-                ahead = splitter;
-                ahead.begin();
-                group.works = ahead.pass(length);
-            } else {
-                group.works += works;
+            match before {
+                Some(before) if crowded => {
+                    self.put(None, std::mem::take(&mut group), &mut walk);
+                    splitter = before;
+                    splitter.begin();
+                    group.works = splitter.pass(length);
+                }
+                _ => group.works += works,
             }
-            splitter = ahead;
             group.payloads += 1;
             group.bytes += length;
             self.payloads.push_back(payload);
@@ -183,7 +183,8 @@ impl<B> Output<B> {
         let Some(number) = number else { return false };
         self.items.pop_front();
         let remote = RemoteMemory::new(self.places.take(places));
-        chain.write(remote, self.payloads.drain(..payloads), limits);
+        let next = std::iter::from_fn(|| self.payloads.pop_front());
+        chain.write(remote, next.take(payloads), limits);
         if copied {
             self.copied -= bytes;
         }

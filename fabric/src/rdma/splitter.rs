@@ -11,7 +11,9 @@ use crate::transport::{RemoteMemory, Walk};
 #[derive(Clone, Copy)]
 pub(super) struct Splitter<'a> {
     walk: Walk<'a>,
-    limits: Limits,
+    pieces_max: usize,
+    bytes_max: usize,
+    /// Of the work request that was begun last.
     pieces: usize,
     bytes: usize,
     /// Behind the last byte that was taken: address and key.
@@ -20,13 +22,14 @@ pub(super) struct Splitter<'a> {
 
 impl<'a> Splitter<'a> {
     pub(super) fn new(remote: RemoteMemory<'a>, limits: &Limits) -> Self {
-        let pieces = limits.pieces;
-        Self { walk: remote.walk(), limits: *limits, pieces, bytes: 0, end: (0, 0) }
+        let Limits { pieces, message_bytes, .. } = *limits;
+        let (pieces_max, bytes_max) = (pieces, message_bytes);
+        Self { walk: remote.walk(), pieces_max, bytes_max, pieces, bytes: 0, end: (0, 0) }
     }
 
     /// From here on as at a beginning: the next piece begins a work request.
     pub(super) fn begin(&mut self) {
-        self.pieces = self.limits.pieces;
+        self.pieces = self.pieces_max;
     }
 
     /// Where the first of the next `wanted` bytes go, as one piece, and whether it begins a work request.
@@ -35,18 +38,17 @@ impl<'a> Splitter<'a> {
         if wanted == 0 {
             return None;
         }
-        let mut ahead = self.walk;
-        let next = ahead.step(1)?;
-        let full = self.pieces == self.limits.pieces || self.bytes == self.limits.message_bytes;
-        let begins = full || self.end != (next.address.get(), next.key.get());
+        let (address, key) = self.walk.position()?;
+        let full = self.pieces == self.pieces_max || self.bytes == self.bytes_max;
+        let begins = full || self.end != (address, key);
         if begins {
             (self.pieces, self.bytes) = (0, 0);
         }
-        let place = self.walk.step(wanted.min(self.limits.message_bytes - self.bytes))?;
+        let place = self.walk.step(wanted.min(self.bytes_max - self.bytes))?;
         let count = place.length.get();
         self.pieces += 1;
         self.bytes += count as usize;
-        self.end = (place.address.get().wrapping_add(count.into()), place.key.get());
+        self.end = (address.wrapping_add(count.into()), key);
         Some((begins, place))
     }
 

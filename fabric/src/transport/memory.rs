@@ -67,20 +67,26 @@ pub struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// The next bytes that lie in a row: at least one, at most `wanted`. `None` behind the last.
-    pub fn step(&mut self, wanted: usize) -> Option<Fragment> {
+    /// Address and key of the next byte. `None` behind the last.
+    pub fn position(&mut self) -> Option<(u64, u32)> {
         loop {
             let (first, rest) = self.fragments.split_first()?;
-            let (length, done) = (first.length.get(), self.done);
-            if done < length {
-                let count = wanted.min((length - done) as usize) as u32;
-                self.done += count;
+            if self.done < first.length.get() {
                 // An address that wraps is no memory of anybody's, and is found out by who uses it.
-                let address = first.address.get().wrapping_add(done.into());
-                return Some(Fragment::new(address, first.key.get(), count));
+                let address = first.address.get().wrapping_add(self.done.into());
+                return Some((address, first.key.get()));
             }
             (self.fragments, self.done) = (rest, 0);
         }
+    }
+
+    /// The next bytes that lie in a row: at least one, at most `wanted`. `None` behind the last.
+    pub fn step(&mut self, wanted: usize) -> Option<Fragment> {
+        let (address, key) = self.position()?;
+        let left = self.fragments.first()?.length.get() - self.done;
+        let count = wanted.min(left as usize) as u32;
+        self.done += count;
+        Some(Fragment::new(address, key, count))
     }
 }
 
