@@ -118,6 +118,11 @@ impl<W: Watch + 'static> House<W> {
         &self.reactor
     }
 
+    /// Time passes in which the reactor is not called: it sleeps.
+    pub fn sleep(&mut self, seconds: u64) {
+        self.net.advance(seconds * 1_000_000);
+    }
+
     fn tick(&mut self) {
         self.net.advance(STEP_US);
         let now = now_of(&self.net);

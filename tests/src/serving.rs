@@ -1,7 +1,7 @@
 //! A daemon's reactor without a daemon: the service and the store of production, over whichever queue and
 //! transport a test or a benchmark has.
 //!
-//! Guarantees: one reactor, one device, one namespace (number [`NAMESPACE`]); the code under test is the very
+//! Guarantees: one reactor, one device, two namespaces ([`NAMESPACE`], and [`BRIEF`] whose values expire); the code under test is the very
 //! [`Reactor`] that production runs, and it moves only when its owner ticks it.
 
 use forebay_fabric::pdu::{CAPSULE_BYTES_DEFAULT, Endpoint};
@@ -17,8 +17,12 @@ use forebayd::store::pool::{self, Identity};
 use forebayd::store::{Class, Namespace, Usage};
 use std::rc::Rc;
 
-/// The namespace that there is.
+/// The namespace for whatever a test does.
 pub const NAMESPACE: u32 = 16;
+/// The namespace whose values live [`BRIEF_S`] seconds.
+pub const BRIEF: u32 = 17;
+/// Seconds that a value of [`BRIEF`] is there.
+pub const BRIEF_S: u32 = 2;
 /// The most commands in flight on one connection.
 pub const QUEUE_DEPTH: u16 = 64;
 /// DRAM for the index, in bytes.
@@ -62,13 +66,14 @@ pub fn reactor<T: Transport<Buffer = DmaBuf>>(
 }
 
 fn context(core: &mut Core, clock: &mut dyn FnMut() -> Now) -> Rc<Context> {
-    let namespace = Namespace {
-        name: "default".to_owned(),
+    let namespace = |name: &str, ttl_s| Namespace {
+        name: name.to_owned(),
         class: Class::Durable,
         quota_bytes: None,
-        ttl_s: None,
+        ttl_s,
     };
-    let load = catalog::load(core.store.clone(), vec![namespace]);
+    let both = vec![namespace("default", None), namespace("brief", Some(BRIEF_S))];
+    let load = catalog::load(core.store.clone(), both);
     let namespaces = core.drive(clock, load).expect("the catalog is written");
     let (seats, _) = mailbox::mesh(1).expect("descriptors for a mailbox");
     let seat = seats.into_iter().next().expect("one reactor, one seat");

@@ -118,10 +118,16 @@ impl Core {
         self.background.len()
     }
 
+    /// It is `now` from here on, for tasks and for what expires.
+    pub fn set_time(&self, now: Now) {
+        self.now.set(now);
+        self.store.context().now_s.set(now.unix_s as u32);
+    }
+
     /// Takes the time, and lets tasks and devices get on. `other` runs the tasks that are not in the
     /// background. `true` if anything happened.
     pub fn turn(&mut self, now: Now, other: &mut dyn FnMut(TaskId)) -> bool {
-        self.now.set(now);
+        self.set_time(now);
         self.ready.turn();
         let mut busy = self.store.tick(now.unix_s as u32);
         busy |= self.run_ready(other);

@@ -66,7 +66,8 @@ impl<T: Transport<Buffer = DmaBuf>> Reactor<T> {
 
     /// One round. `true` if there was anything to do.
     pub fn tick(&mut self, now: Now) -> bool {
-        self.core.now.set(now);
+        // Commands begin while the network is read: the time comes first.
+        self.core.set_time(now);
         let mut busy = self.listen(now);
         busy |= self.read_mail(now);
         self.cx.memory.tick();
