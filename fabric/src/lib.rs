@@ -6,6 +6,7 @@
 //! keep-alive, deadlines) and [`client`]. [`checkpoint`] holds the checkpoint store's payloads.
 
 pub mod checkpoint;
+pub mod checksum;
 pub mod client;
 pub mod conformance;
 pub mod pdu;

@@ -6,9 +6,9 @@
 //! this is the only place that knows which belongs where.
 
 use super::operation::Operation;
+use crate::checksum::Digest;
 use crate::pdu::{DecodeError, ItemResult, Outcome};
 use crate::region::Held;
-use crc_fast::{CrcAlgorithm, Digest};
 use std::ops::Range;
 use zerocopy::FromBytes;
 
@@ -98,7 +98,7 @@ impl Landing {
 
     /// So many bytes are to come.
     fn new(bytes: usize) -> Self {
-        let digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        let digest = Digest::new();
         Self { bytes, left: bytes, number: 0, at: 0, digest, broken: 0, unseen: 0 }
     }
 
@@ -171,9 +171,9 @@ impl Landing {
         if let Layout::Items(_, results) = layout
             && self.at > 0
         {
-            let digest = std::mem::replace(&mut self.digest, Digest::new(CrcAlgorithm::Crc32Iscsi));
+            let digest = std::mem::replace(&mut self.digest, Digest::new());
             let bit = self.bit(layout);
-            let differs = digest.finalize() as u32 != results[self.number].data_crc.get();
+            let differs = digest.finalize() != results[self.number].data_crc.get();
             if differs && self.unseen & bit == 0 {
                 self.broken |= bit;
             }
@@ -183,7 +183,7 @@ impl Landing {
 
     /// All of a value has come, and is what the response says.
     pub(super) fn is_intact(&self, outcome: &Outcome) -> bool {
-        self.bytes == 0 || self.unseen != 0 || self.digest.finalize() as u32 == outcome.data_crc
+        self.bytes == 0 || self.unseen != 0 || self.digest.finalize() == outcome.data_crc
     }
 
     pub(super) fn landed(&self) -> Landed {

@@ -8,10 +8,10 @@
 
 use super::batch::Limits;
 use super::request::{NamespaceId, Target, Ticket};
+use crate::checksum::Digest;
 use crate::pdu::{Command, Item, ItemResult, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
 use crate::region::{Fragment, Held};
 use bytes::Bytes;
-use crc_fast::{CrcAlgorithm, Digest};
 use zerocopy::little_endian::{U32, U64};
 
 /// The longest text that explains why a checkpoint command failed, in bytes.
@@ -236,9 +236,9 @@ impl Operation {
 
 /// The checksum of all that is in `fragments`.
 pub(super) fn crc_of(fragments: &[Held]) -> u32 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let mut digest = Digest::new();
     fragments.iter().for_each(|held| held.add_to(&mut digest, 0..held.len() as usize));
-    digest.finalize() as u32
+    digest.finalize()
 }
 
 /// Bytes of data that a command sends or asks for.

@@ -11,8 +11,8 @@ use super::operation::{Buffers, Operation};
 use super::receive::Got;
 use super::stream::{Lent, Memory, Reach};
 use crate::Status;
+use crate::checksum::Digest;
 use crate::pdu::{Command, Fragment, ItemResult, Outcome, crc32c, response_flags};
-use crc_fast::{CrcAlgorithm, Digest};
 use std::io;
 use zerocopy::little_endian::{U32, U64};
 
@@ -215,7 +215,7 @@ fn copy_out(memory: &dyn Memory, lent: Lent, data: &mut [u8]) -> u32 {
         memory.get(lent, 0, data);
         return crc32c(data);
     }
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let mut digest = Digest::new();
     let mut begin = 0;
     while begin < data.len() {
         let end = data.len().min(begin + COPY_BYTES);
@@ -224,7 +224,7 @@ fn copy_out(memory: &dyn Memory, lent: Lent, data: &mut [u8]) -> u32 {
         digest.update(&data[begin..end]);
         begin = end;
     }
-    digest.finalize() as u32
+    digest.finalize()
 }
 
 #[cfg(test)]

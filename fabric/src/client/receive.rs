@@ -10,9 +10,9 @@ use super::error::LinkError;
 use super::landing::{Landed, Landing};
 use super::link::protocol;
 use super::operation::{OpId, Operation, Operations};
+use crate::checksum::Digest;
 use crate::pdu::{Outcome, response_flags};
 use crate::region::{SLICES_MAX, Slices};
-use crc_fast::{CrcAlgorithm, Digest};
 use std::io::{self, IoSliceMut, Read};
 
 /// Data from this size on counts as large.
@@ -57,7 +57,7 @@ impl Incoming {
     /// All of it goes to `data`.
     pub(super) fn new(outcome: Outcome, op: OpId, data: Vec<u8>) -> Self {
         let checked = outcome.flags & response_flags::ITEMS == 0;
-        let digest = checked.then(|| Digest::new(CrcAlgorithm::Crc32Iscsi));
+        let digest = checked.then(|| Digest::new());
         Self { outcome, op, data, filled: 0, digest, lands: false, landing: None }
     }
 
@@ -117,7 +117,7 @@ impl Incoming {
         let got = match landing {
             Some(landing) => Got::landed(&outcome, data, landing),
             None => {
-                let crc = digest.map(|digest| digest.finalize() as u32);
+                let crc = digest.map(|digest| digest.finalize());
                 let intact = crc.is_none_or(|crc| crc == outcome.data_crc);
                 Got { data, intact, landed: None }
             }

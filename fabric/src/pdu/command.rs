@@ -199,12 +199,12 @@ impl Command {
         if items.is_empty() && fragments.is_empty() {
             return super::crc32c_pair(fixed, keys);
         }
-        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        let mut digest = crate::checksum::Digest::new();
         digest.update(fixed);
         digest.update(items.as_bytes());
         digest.update(fragments.as_bytes());
         digest.update(keys);
-        digest.finalize() as u32
+        digest.finalize()
     }
 }
 

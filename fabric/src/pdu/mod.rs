@@ -17,6 +17,7 @@ mod hello;
 mod list;
 mod response;
 
+pub use crate::checksum::crc32c;
 pub use command::{Capsule, Command, Fragment, Item, Opcode, command_flags};
 pub use control::{Auth, Cancel, Data, GoAway, GoAwayReason, Ping, ReadyToTransfer, Transfer};
 pub use hello::{
@@ -242,17 +243,11 @@ impl DecodeError {
     }
 }
 
-/// CRC32C (Castagnoli; RFC 3720 B.4) of `bytes`.
-#[must_use]
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::crc32_iscsi(bytes)
-}
-
 /// CRC32C of `first` and then `second`, which need not lie one behind the other.
 #[must_use]
 pub fn crc32c_pair(first: &[u8], second: &[u8]) -> u32 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    let mut digest = crate::checksum::Digest::new();
     digest.update(first);
     digest.update(second);
-    digest.finalize() as u32
+    digest.finalize()
 }

@@ -3,7 +3,7 @@
 //! While a device may write to a region, no slice of it is made, and its bytes are copied piece by piece.
 
 use super::{Held, STAGE_BYTES, Shared};
-use crc_fast::Digest;
+use crate::checksum::Digest;
 use std::cell::Cell;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;

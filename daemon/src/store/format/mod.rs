@@ -51,5 +51,5 @@ pub enum FormatError {
 /// CRC32C of `bytes` (RFC 3720, B.4), the one checksum of the format.
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::crc32_iscsi(bytes)
+    forebay_fabric::checksum::crc32c(bytes)
 }
