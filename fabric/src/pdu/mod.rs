@@ -246,8 +246,5 @@ impl DecodeError {
 /// CRC32C of `first` and then `second`, which need not lie one behind the other.
 #[must_use]
 pub fn crc32c_pair(first: &[u8], second: &[u8]) -> u32 {
-    let mut digest = crate::checksum::Digest::new();
-    digest.update(first);
-    digest.update(second);
-    digest.finalize()
+    crate::checksum::of_two(first, second)
 }
