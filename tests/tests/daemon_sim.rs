@@ -150,7 +150,7 @@ fn check(model: &mut Model, key: u64, operation: Operation, done: &Done, seed: u
         }
         Operation::Retrieve => {
             let got = match done.status {
-                Status::Ok => Some(done.data.clone()),
+                Status::Ok => Some(done.data.to_vec()),
                 Status::NotFound => None,
                 _ => return assert!(in_doubt, "{told}"),
             };

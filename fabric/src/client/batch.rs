@@ -4,6 +4,7 @@
 //! travels as a plain command. The batch ends when its last part does, and its items are in the
 //! order in which the caller gave them, whatever the order of the answers.
 
+use super::data::Data;
 use super::error::LinkError;
 use super::landing::{self, Landed};
 use super::link::{Answer, item_results};
@@ -46,7 +47,7 @@ struct Group {
     /// Parts that have not ended.
     parts_left: u32,
     items: Vec<ItemDone>,
-    parts: Vec<Vec<u8>>,
+    parts: Vec<Data>,
 }
 
 /// The batches that have not ended, and memory for the next ones.
@@ -55,7 +56,7 @@ pub(super) struct Groups {
     slots: Vec<Group>,
     free: Vec<u32>,
     spare_items: Vec<Vec<ItemDone>>,
-    spare_parts: Vec<Vec<Vec<u8>>>,
+    spare_parts: Vec<Vec<Data>>,
     /// The part of each reactor that still takes items, while a batch is being split.
     open: Vec<Option<OpId>>,
 }
@@ -98,7 +99,7 @@ impl Groups {
     pub(super) fn give(
         &mut self,
         items: Vec<ItemDone>,
-        mut parts: Vec<Vec<u8>>,
+        mut parts: Vec<Data>,
         buffers: &mut Buffers,
     ) {
         parts.drain(..).for_each(|part| buffers.give(part));

@@ -151,7 +151,7 @@ impl<C: Connector> Client<C> {
         length: u32,
     ) -> Result<Option<Vec<u8>>, ClientError> {
         let request = Request::retrieve(namespace, key, offset, length);
-        Ok(unless_missing(self.done("retrieve", key, request))?.map(|done| done.data))
+        Ok(unless_missing(self.done("retrieve", key, request))?.map(|done| done.data.into_vec()))
     }
 
     /// Deletes `key`; `false` if there was no such key.
@@ -280,7 +280,7 @@ impl<C: Connector> Client<C> {
     pub fn request(&mut self, request: Request<'_>) -> Result<Answer, ClientError> {
         let (operation, key) = (name(request.opcode), request.key());
         let done = self.done(operation, key, request)?;
-        Ok(Answer { result: done.result, data: done.data })
+        Ok(Answer { result: done.result, data: done.data.into_vec() })
     }
 
     /// The counters of one reactor, as JSON.

@@ -12,13 +12,14 @@
 //! else before its answer, or the end of the connection; an answer with more data than was asked for, or for nothing
 //! that is in flight, ends the connection before anything is allocated for it.
 
+use super::data;
 use super::error::LinkError;
 use super::landing::{self, Landed};
 use super::operation::{Buffers, OpId, Operation, Operations, State as OpState};
-use super::placing::{self, COPY_BYTES, Placement, Room};
+use super::placing::{self, Placement, Room, Source};
 use super::receive::{Fed, Got, Incoming, Receiver};
 use super::send::SendQueue;
-use super::stream::{Memory, Reach, Stream};
+use super::stream::{Lent, Reach, Stream};
 use crate::Status;
 use crate::pdu::{
     Auth, CAPSULE_BYTES_MIN, Cancel, Command, CommonHeader, Data, DecodeError, Fragment, GoAway,
@@ -28,7 +29,7 @@ use crate::pdu::{
 use crate::region::Region;
 use bytes::Bytes;
 use std::io::{self, Write};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of a response's fixed part.
 const RESPONSE_BYTES: usize = size_of::<Response>();
@@ -60,7 +61,7 @@ pub(super) struct Answer {
     pub has_items: bool,
     pub data_crc: u32,
     /// What did not land in fragments.
-    pub data: Vec<u8>,
+    pub data: data::Data,
     pub landed: Option<Landed>,
 }
 
@@ -406,7 +407,7 @@ impl Link {
                 let intact = has_items || data.is_empty() || crc32c(data) == outcome.data_crc;
                 let data = context.buffers.copy(data);
                 self.receiver.consume_data(length);
-                let got = Got { data, intact, landed: None };
+                let got = Got { data: data.into(), intact, landed: None };
                 self.answer(outcome, got, context, stream);
             }
             None => {
@@ -428,19 +429,25 @@ impl Link {
         let Some(memory) = stream.memory() else {
             return Err(LinkError::Protocol("data in memory that was not lent"));
         };
-        self.expect_next(memory);
-        let (op, placement) = (&context.ops[op], self.placements[cid]);
-        let got = placing::fetch(placement, &outcome, op, memory, context.buffers)?;
+        let (op, source) = (&context.ops[op], Source { memory, next: self.next_placed() });
+        let got = placing::fetch(self.placements[cid], &outcome, op, source, context.buffers)?;
+        if got.data.is_placed() {
+            // Whoever has the data has the memory.
+            self.placements[cid] = Placement::Nothing;
+        }
         self.answer(outcome, got, context, stream);
         Ok(())
     }
 
-    /// Has the data of the response behind this one on its way, if it has arrived.
-    fn expect_next(&self, memory: &dyn Memory) {
-        let next = self.receiver.bytes().get(..RESPONSE_BYTES).map(Response::parse);
-        let Some(Ok(next)) = next else { return };
-        if let Some(Placement::Lent(lent)) = self.placements.get(usize::from(next.cid)) {
-            memory.prefetch(*lent, 0, COPY_BYTES.min(next.data_length.min(lent.bytes) as usize));
+    /// Where the data of the response behind this one is, if it has arrived. That is not checked yet: what
+    /// it says wrong costs a look at memory that is lent.
+    fn next_placed(&self) -> Option<Lent> {
+        let (next, _) = Response::ref_from_prefix(self.receiver.bytes()).ok()?;
+        match self.placements.get(usize::from(next.header.cid.get()))? {
+            Placement::Lent(lent) => {
+                Some(Lent { bytes: next.data_length.get().min(lent.bytes), ..*lent })
+            }
+            _ => None,
         }
     }
 

@@ -25,6 +25,7 @@ mod address;
 mod batch;
 mod blocking;
 mod clock;
+mod data;
 mod error;
 mod into_regions;
 mod landing;
@@ -44,6 +45,7 @@ mod system;
 
 pub use address::{Address, NoAddress};
 pub use blocking::{Answer, Client, Keys, NamespaceInfo};
+pub use data::Data;
 pub use error::{ClientError, LinkError};
 pub use into_regions::Came;
 pub use pipeline::{Connector, Pipeline, Slot};

@@ -7,6 +7,7 @@
 //! is gone).
 
 use super::batch::Limits;
+use super::data::Data;
 use super::request::{NamespaceId, Target, Ticket};
 use crate::crc32c::Digest;
 use crate::pdu::{Command, Item, ItemResult, Opcode, Transfer, VALUE_BYTES_MAX, crc32c};
@@ -354,7 +355,8 @@ impl Buffers {
         buffer
     }
 
-    pub(super) fn give(&mut self, buffer: Vec<u8>) {
+    pub(super) fn give(&mut self, data: impl Into<Data>) {
+        let Some(buffer) = data.into().into_buffer() else { return };
         let bytes = buffer.capacity();
         if bytes > 0 && self.spare_bytes + bytes <= Self::SPARE_BYTES_MAX {
             self.spare_bytes += bytes;

@@ -4,6 +4,7 @@
 //! them: then nothing is copied on this side. Data of fragments that it does not reach goes through lent
 //! memory by one copy.
 
+use super::data::Data;
 use super::error::LinkError;
 use super::landing::Landing;
 use super::link::protocol;
@@ -12,13 +13,18 @@ use super::receive::Got;
 use super::stream::{Lent, Memory, Reach};
 use crate::Status;
 use crate::crc32c::Digest;
-use crate::pdu::{Command, Fragment, ItemResult, Outcome, crc32c, response_flags};
+use crate::pdu::{Command, Fragment, ItemResult, Opcode, Outcome, crc32c, response_flags};
 use std::io;
 use zerocopy::little_endian::{U32, U64};
 
 /// How much is copied out of lent memory before its checksum is computed: it is in the cache then, and
 /// what comes next is on its way there meanwhile.
-pub(super) const COPY_BYTES: usize = 16 << 10;
+const COPY_BYTES: usize = 16 << 10;
+
+/// How much of a view is checked before more of the next is asked for: three runs of 256 bytes.
+const CHECK_BYTES: usize = 768;
+/// From this many bytes on a value is not copied out of lent memory, but handed out where it lies.
+const VIEW_BYTES: usize = 2 << 10;
 
 /// What a command in flight has named.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,6 +44,23 @@ impl Placement {
             Self::Nothing => None,
             Self::Lent(lent) => Some(lent),
             Self::Own { results } => results,
+        }
+    }
+}
+
+/// Where the data of an answer is.
+pub(super) struct Source<'a> {
+    pub memory: &'a mut dyn Memory,
+    /// Where that of the answer behind it is, which will be looked at soon.
+    pub next: Option<Lent>,
+}
+
+impl Source<'_> {
+    /// Has so many bytes of the next answer from `offset` on come, as far as it has them.
+    fn prefetch(&self, offset: usize, count: usize) {
+        if let Some(next) = self.next.filter(|next| (offset as u32) < next.bytes) {
+            let count = count.min(next.bytes as usize - offset);
+            self.memory.prefetch(next, offset, count);
         }
     }
 }
@@ -156,7 +179,7 @@ pub(super) fn fetch(
     placement: Placement,
     outcome: &Outcome,
     op: &Operation,
-    memory: &dyn Memory,
+    source: Source<'_>,
     buffers: &mut Buffers,
 ) -> Result<Got, LinkError> {
     let length = outcome.data_length as usize;
@@ -164,21 +187,39 @@ pub(super) fn fetch(
     let lands = op.lands() && outcome.status == Status::Ok;
     match placement {
         Placement::Lent(lent) if length <= lent.bytes as usize => {
+            if is_value(op, outcome)
+                && let Some(view) = source.memory.view(lent, length)
+            {
+                let intact = check(&view, &source) == outcome.data_crc;
+                return Ok(Got { data: Data::placed(view), intact, landed: None });
+            }
+            source.prefetch(0, COPY_BYTES);
+            let memory = &*source.memory;
             let mut data = buffers.take(head);
             let crc = copy_out(memory, lent, &mut data);
             if lands {
                 return land(outcome, op, data, Some((memory, lent)));
             }
             let has_items = outcome.flags & response_flags::ITEMS != 0;
-            Ok(Got { data, intact: has_items || crc == outcome.data_crc, landed: None })
+            let intact = has_items || crc == outcome.data_crc;
+            Ok(Got { data: data.into(), intact, landed: None })
         }
         Placement::Own { results } if lands => {
             let mut data = buffers.take(head);
-            results.iter().for_each(|lent| memory.get(*lent, 0, &mut data));
+            results.iter().for_each(|lent| source.memory.get(*lent, 0, &mut data));
             land(outcome, op, data, None)
         }
         _ => Err(LinkError::Protocol("data in memory that was not lent")),
     }
+}
+
+/// The data of this answer is one value that goes to the caller as it is, and is worth a page of the area:
+/// what this client reads itself it copies first.
+fn is_value(op: &Operation, outcome: &Outcome) -> bool {
+    let is_read = matches!(op.opcode, Opcode::Retrieve | Opcode::CheckpointRead);
+    let is_whole = op.items.is_empty() && op.fragments.is_empty();
+    let is_large = outcome.data_length as usize >= VIEW_BYTES;
+    is_read && is_whole && is_large && outcome.status == Status::Ok
 }
 
 /// Data in fragments, behind the results in `data`: it is there, or is copied out of what was lent.
@@ -207,6 +248,20 @@ fn land(
         });
     }
     Ok(Got::landed(outcome, data, landing))
+}
+
+/// The checksum of a view. Of small ones, the next is on its way meanwhile, a few lines at a time: all at
+/// once, they would hold up the loads of this one.
+fn check(view: &[u8], source: &Source<'_>) -> u32 {
+    if view.len() > COPY_BYTES || source.next.is_none() {
+        return crc32c(view);
+    }
+    let mut digest = Digest::new();
+    for (number, piece) in view.chunks(CHECK_BYTES).enumerate() {
+        source.prefetch(number * CHECK_BYTES, CHECK_BYTES);
+        digest.update(piece);
+    }
+    digest.finalize()
 }
 
 /// Copies data out of lent memory; its checksum.

@@ -6,6 +6,7 @@
 //! answers are large, only little is read behind them, since that would have to be copied. The
 //! checksum of such data is computed as it arrives, while it is still in the CPU's cache.
 
+use super::data::Data;
 use super::error::LinkError;
 use super::landing::{Landed, Landing};
 use super::link::protocol;
@@ -24,7 +25,7 @@ const SHORT_READ_BYTES: usize = 8 << 10;
 #[derive(Debug)]
 pub(super) struct Got {
     /// What did not land in fragments.
-    pub data: Vec<u8>,
+    pub data: Data,
     /// It is what the response says it is, as far as that says anything of the whole.
     pub intact: bool,
     pub landed: Option<Landed>,
@@ -34,7 +35,7 @@ impl Got {
     pub(super) fn landed(outcome: &Outcome, data: Vec<u8>, landing: Landing) -> Self {
         let has_items = outcome.flags & response_flags::ITEMS != 0;
         let intact = has_items || landing.is_intact(outcome);
-        Self { data, intact, landed: Some(landing.landed()) }
+        Self { data: data.into(), intact, landed: Some(landing.landed()) }
     }
 }
 
@@ -119,7 +120,7 @@ impl Incoming {
             None => {
                 let crc = digest.map(|digest| digest.finalize());
                 let intact = crc.is_none_or(|crc| crc == outcome.data_crc);
-                Got { data, intact, landed: None }
+                Got { data: data.into(), intact, landed: None }
             }
         };
         Fed::Whole(outcome, got)

@@ -1,6 +1,7 @@
 //! What a caller asks for, and what it gets back.
 
 use super::Status;
+use super::data::Data;
 use crate::pdu::Opcode;
 use crate::region::Fragment;
 use bytes::Bytes;
@@ -282,7 +283,7 @@ pub struct Done {
     /// By opcode: a value's whole length, a cursor, a count (see `PROTOCOL.md`).
     pub result: u64,
     /// The data of a single request, unless it landed in fragments.
-    pub data: Vec<u8>,
+    pub data: Data,
     /// Bytes of the data of a single request, wherever they are.
     pub length: u32,
     /// Nobody has checked the data of a single request, since it landed where no processor sees it: the
@@ -290,12 +291,12 @@ pub struct Done {
     pub unchecked_crc: Option<u32>,
     /// The items of a batch, in the order in which they were given.
     pub items: Vec<ItemDone>,
-    pub(super) parts: Vec<Vec<u8>>,
+    pub(super) parts: Vec<Data>,
 }
 
 impl Done {
     pub(super) fn single(ticket: Ticket, tag: u64, status: Status) -> Self {
-        let (data, items, parts) = (Vec::new(), Vec::new(), Vec::new());
+        let (data, items, parts) = (Data::default(), Vec::new(), Vec::new());
         let (result, length, unchecked_crc) = (0, 0, None);
         Self { ticket, tag, status, result, data, length, unchecked_crc, items, parts }
     }

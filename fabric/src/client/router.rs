@@ -20,6 +20,7 @@ pub(super) use connections::{Peer, Rewired};
 use super::ClientConfig;
 use super::address::Address;
 use super::batch::{Groups, Limits, refuse_fragments};
+use super::data::Data;
 use super::error::{ClientError, LinkError};
 use super::link::{Answer, Context, Settings};
 use super::operation::{Buffers, OpId, Operations, Sizes, State, writes};
@@ -159,7 +160,9 @@ impl Router {
     }
 
     pub(super) fn reactor_of(&self, namespace: u32, key: &[u8]) -> usize {
-        let Some(welcome) = &self.welcome else { return 0 };
+        let Some(welcome) = self.welcome.as_ref().filter(|welcome| welcome.reactors > 1) else {
+            return 0;
+        };
         let shards = welcome.shard_map.len() as u32;
         let shard = shard_of(&welcome.pool, namespace, key, shards);
         welcome.shard_map[shard as usize].into()
@@ -222,6 +225,7 @@ impl Router {
         op.keys.extend_from_slice(key);
         match &request.body {
             Body::Fragments { fragments, .. } => op.set_fragments(fragments, request.data_crc),
+            Body::One { data, .. } if data.is_empty() => {}
             Body::One { data, .. } => op.set_value(data.clone(), request.data_crc),
             _ => unreachable!("batches were submitted above"),
         }
@@ -391,7 +395,7 @@ impl Router {
             && reactor != u64::from(op.link)
     }
 
-    fn retry(&mut self, id: OpId, link: usize, data: Vec<u8>) {
+    fn retry(&mut self, id: OpId, link: usize, data: Data) {
         self.counters.retries += 1;
         self.buffers.give(data);
         self.enqueue_first(id, link);
@@ -413,7 +417,7 @@ impl Router {
 
     /// Ends an operation that has no answer.
     pub(super) fn conclude_with(&mut self, id: OpId, status: Status) {
-        let (result, has_items, data_crc, data, landed) = (0, false, 0, Vec::new(), None);
+        let (result, has_items, data_crc, data, landed) = (0, false, 0, Data::default(), None);
         let answer = Answer { op: id, status, result, has_items, data_crc, data, landed };
         let concluded = self.conclude(id, answer);
         debug_assert!(concluded.is_ok(), "there is nothing in it to be wrong");

@@ -1,6 +1,7 @@
 //! What a connection is to the client: a stream, and perhaps memory that the server reaches.
 
 use crate::region::Region;
+use crate::shm::View;
 use crate::stream::sim::SimStream;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -86,6 +87,15 @@ pub trait Memory {
 
     /// Takes a piece back: the server has answered.
     fn take_back(&mut self, lent: Lent);
+
+    /// The first `count` bytes of a piece whose command the server has answered, to be read where they are:
+    /// the piece comes back when they are dropped. `None`: copy them, and take it back.
+    ///
+    /// # Panics
+    /// If that is more than was lent.
+    fn view(&mut self, _lent: Lent, _count: usize) -> Option<View> {
+        None
+    }
 
     /// How the server reaches `region`; a device that is to reach it registers it first, once.
     ///

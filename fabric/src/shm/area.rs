@@ -1,18 +1,24 @@
 //! The client's side: the connection, and the area in which the server puts and finds bulk data.
 //!
 //! Guarantees: no two pieces that are lent overlap; a piece is lent until it is taken back, which
-//! [`crate::client`] does only after the server's answer: before it the server may still write there.
+//! [`crate::client`] does only after the server's answer: before it the server may still write there. Or it
+//! becomes a [`View`] then, and is free when that is dropped.
 //! An area that is full lends nothing, and the data travels on the rings instead.
 
 use super::end::End;
 use super::layout::AREA;
 use super::mapping::PAGE_BYTES;
+use super::pages::Pages;
 use super::port::Port;
+use super::view::View;
 use super::{AREA_BYTES, MEMORY_KEY, Refusal, open, socket};
 use crate::client::{Lent, Memory, Stream};
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
 /// Reads in a row that found nothing, after which the socket is asked whether the server is alive.
 const LOOK_READS: u32 = 1024;
@@ -21,8 +27,36 @@ const LOOK_READS: u32 = 1024;
 #[derive(Debug)]
 pub struct ShmStream {
     end: End,
-    pages: Pages,
+    area: Rc<Area>,
     empty_reads: u32,
+}
+
+/// What is lent of the area, and mapped until nobody reads there any more.
+#[derive(Debug)]
+pub(super) struct Area {
+    pub(super) port: Arc<Port>,
+    pages: RefCell<Pages>,
+    /// Pages of views.
+    viewed: Cell<usize>,
+}
+
+impl Area {
+    fn new(port: Arc<Port>, bytes: usize) -> Rc<Self> {
+        let pages = RefCell::new(Pages::new(bytes / PAGE_BYTES));
+        Rc::new(Self { port, pages, viewed: Cell::new(0) })
+    }
+
+    /// Where `page` is, in bytes from the area's beginning.
+    pub(super) fn offset(page: usize) -> usize {
+        page * PAGE_BYTES
+    }
+
+    /// The pages of a view are free again.
+    pub(super) fn end_view(&self, page: usize, count: usize) {
+        let pages = count.div_ceil(PAGE_BYTES);
+        self.viewed.set(self.viewed.get() - pages);
+        self.pages.borrow_mut().give(page, pages);
+    }
 }
 
 impl ShmStream {
@@ -43,7 +77,8 @@ impl ShmStream {
         let socket = socket::dial(path)?;
         let mapping = open::offer(&socket, area_bytes)?;
         let end = End::of_client(Port::of_client(mapping, socket));
-        Ok(Self { end, pages: Pages::new(area_bytes / PAGE_BYTES), empty_reads: 0 })
+        let area = Area::new(end.port.clone(), area_bytes);
+        Ok(Self { end, area, empty_reads: 0 })
     }
 
     /// Turns readable when the server rings, or is gone.
@@ -131,7 +166,7 @@ impl Stream for ShmStream {
 impl Memory for ShmStream {
     fn lend(&mut self, bytes: usize) -> Option<Lent> {
         let count = bytes.div_ceil(PAGE_BYTES);
-        let page = self.pages.take(count)?;
+        let page = self.area.pages.borrow_mut().take(count)?;
         Some(Lent { address: (page * PAGE_BYTES) as u64, key: MEMORY_KEY, bytes: bytes as u32 })
     }
 
@@ -152,116 +187,66 @@ impl Memory for ShmStream {
 
     fn take_back(&mut self, lent: Lent) {
         let count = (lent.bytes as usize).div_ceil(PAGE_BYTES);
-        self.pages.give(lent.address as usize / PAGE_BYTES, count);
-    }
-}
-
-/// Pages that are lent in turn before the first one's turn is again: 2 MiB. The server writes into a
-/// page twice as fast if the client's own cache has forgotten it meanwhile; more would leave the cache
-/// that both share.
-const TURN_PAGES: usize = 512;
-
-/// Which pages of the area are lent: a bit each. The first that fit behind those which were lent last
-/// are taken, and from the beginning again after [`TURN_PAGES`], so that a client which keeps few in
-/// flight uses few pages.
-#[derive(Debug)]
-struct Pages {
-    lent: Box<[u64]>,
-    count: usize,
-    /// Where the next search begins.
-    next: usize,
-}
-
-impl Pages {
-    fn new(count: usize) -> Self {
-        Self { lent: vec![0; count.div_ceil(64)].into_boxed_slice(), count, next: 0 }
+        self.area.pages.borrow_mut().give(lent.address as usize / PAGE_BYTES, count);
     }
 
-    fn is_lent(&self, page: usize) -> bool {
-        self.lent[page / 64] >> (page % 64) & 1 != 0
-    }
-
-    /// `count` free pages in a row.
-    fn take(&mut self, count: usize) -> Option<usize> {
-        let from = std::mem::take(&mut self.next);
-        let start = self.find(from, count).or_else(|| self.find(0, count))?;
-        self.set(start, count, true);
-        self.next = if start + count < TURN_PAGES { start + count } else { 0 };
-        Some(start)
-    }
-
-    /// The first `count` free pages in a row, from `start` on.
-    fn find(&self, mut start: usize, count: usize) -> Option<usize> {
-        let mut page = start;
-        while page < self.count {
-            if page.is_multiple_of(64) && self.lent[page / 64] == u64::MAX {
-                page += 64;
-                start = page;
-            } else if page.is_multiple_of(64) && self.lent[page / 64] == 0 {
-                page += 64;
-            } else {
-                page += 1;
-                if self.is_lent(page - 1) {
-                    start = page;
-                }
-            }
-            if page.min(self.count) >= start + count {
-                return Some(start);
-            }
+    fn view(&mut self, lent: Lent, count: usize) -> Option<View> {
+        assert!(count <= lent.bytes as usize, "more than was lent");
+        let (page, kept) = (lent.address as usize / PAGE_BYTES, count.div_ceil(PAGE_BYTES));
+        let viewed = self.area.viewed.get() + kept;
+        let mut pages = self.area.pages.borrow_mut();
+        if viewed > pages.count() / 2 {
+            return None;
         }
-        None
-    }
-
-    fn give(&mut self, start: usize, count: usize) {
-        debug_assert!((start..start + count).all(|page| self.is_lent(page)), "given back twice");
-        self.set(start, count, false);
-    }
-
-    fn set(&mut self, start: usize, count: usize, lent: bool) {
-        let (mut page, end) = (start, start + count);
-        while page < end {
-            let run = (64 - page % 64).min(end - page);
-            let mask = (u64::MAX >> (64 - run)) << (page % 64);
-            let word = &mut self.lent[page / 64];
-            *word = if lent { *word | mask } else { *word & !mask };
-            page += run;
-        }
+        let rest = (lent.bytes as usize).div_ceil(PAGE_BYTES) - kept;
+        pages.give(page + kept, rest);
+        self.area.viewed.set(viewed);
+        Some(View::new(self.area.clone(), page, count))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shm::Shm;
+
+    /// A client with an area of so many pages, and whom it has connected to.
+    fn connected(pages: usize) -> (Shm, ShmStream, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let shm = Shm::bind(&folder.path().join("shm"), 0, 0o600).unwrap();
+        let stream = ShmStream::connect_with(shm.path(), pages * PAGE_BYTES).unwrap();
+        (shm, stream, folder)
+    }
 
     #[test]
-    fn pages_that_are_lent_never_overlap_and_all_come_back() {
-        for seed in 0..50 {
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let (count, mut next) = (rng.usize(1..1000), 0);
-            let mut pages = Pages::new(count);
-            let (mut model, mut held) = (vec![false; count], Vec::new());
-            for _ in 0..1000 {
-                if rng.bool() {
-                    let wanted =
-                        if rng.u8(..5) == 0 { rng.usize(1..=count) } else { rng.usize(1..8) };
-                    let fits = |start: &usize| !model[*start..*start + wanted].contains(&true);
-                    let places = (count + 1).saturating_sub(wanted);
-                    let expected = (next..places).chain(0..places).find(fits);
-                    assert_eq!(pages.take(wanted), expected, "seed {seed}: {wanted} of {count}");
-                    next = expected.map_or(0, |start| start + wanted);
-                    next = if next < TURN_PAGES { next } else { 0 };
-                    if let Some(start) = expected {
-                        model[start..start + wanted].fill(true);
-                        held.push((start, wanted));
-                    }
-                } else if !held.is_empty() {
-                    let (start, wanted) = held.swap_remove(rng.usize(..held.len()));
-                    pages.give(start, wanted);
-                    model[start..start + wanted].fill(false);
-                }
+    fn a_view_has_its_pages_until_it_is_dropped_and_the_rest_of_the_piece_is_free_at_once() {
+        let (_shm, mut stream, _folder) = connected(8);
+        let lent = stream.lend(4 * PAGE_BYTES).unwrap();
+        stream.put(lent, 0, b"an answer that is shorter");
+        let view = stream.view(lent, 9).unwrap();
+        let rest = stream.lend(7 * PAGE_BYTES).unwrap();
+        assert!((&*view, stream.lend(1)) == (&b"an answer"[..], None));
+        stream.take_back(rest);
+        drop(view);
+        assert!(stream.lend(8 * PAGE_BYTES).is_some());
+    }
+
+    #[test]
+    fn views_have_half_of_the_area_at_most_and_keep_it_mapped_when_the_connection_is_gone() {
+        let (_shm, mut stream, _folder) = connected(8);
+        let mut view = |pages: usize| {
+            let lent = stream.lend(pages * PAGE_BYTES).unwrap();
+            stream.put(lent, 0, b"kept");
+            let view = stream.view(lent, pages * PAGE_BYTES);
+            if view.is_none() {
+                stream.take_back(lent);
             }
-            held.into_iter().for_each(|(start, wanted)| pages.give(start, wanted));
-            assert_eq!(pages.take(count), Some(0), "seed {seed}");
-        }
+            view
+        };
+        let first = view(3).unwrap();
+        assert!(view(2).is_none() && view(1).is_some());
+        assert!(view(1).is_some(), "the one before is free again");
+        drop(stream);
+        assert_eq!(first[..4], *b"kept");
     }
 }

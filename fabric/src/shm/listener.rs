@@ -1,7 +1,8 @@
 //! The server's side: accepts clients, and says which of them have something to do.
 //!
-//! Guarantees: while any client is busy, [`Listener::ready`] costs no system call but one in
-//! [`SKIPS_MAX`], which is how new peers and ends of processes are found out meanwhile; a client that
+//! Guarantees: while there is any client, [`Listener::ready`] costs no system call but one in
+//! [`SKIPS_MAX`], which is how new peers and ends of processes are found out (and at once after a sleep, which
+//! they end); a client that
 //! connects and then says nothing holds one of [`WAITING_MAX`] places until others need it.
 
 use super::end::End;
@@ -22,7 +23,7 @@ const WAITING_MAX: usize = 16;
 const EVENTS_MAX: usize = 128;
 /// Peers of which one call takes none before it gives up.
 const ACCEPTS_MAX: usize = 16;
-/// Busy polls without a system call.
+/// Polls without a system call.
 const SKIPS_MAX: u32 = 64;
 /// Numbers in the epoll that are no stream's.
 const LISTENER: u64 = u64::MAX;
@@ -145,13 +146,12 @@ impl Shm {
         Ok(())
     }
 
-    /// Looks at the rings; `true` if any client has something to do.
-    fn look(&mut self, events: &mut Vec<Readiness>) -> bool {
+    /// Looks at the rings: which client has something to do?
+    fn look(&mut self, events: &mut Vec<Readiness>) {
         self.watched.retain(|watched| watched.port.is_open());
         let count = self.watched.len();
         self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
         let (before, from) = self.watched.split_at(self.first);
-        let had = events.len();
         // Half of the room is the kernel's: new peers and ends come through, however many are busy.
         let most = events.capacity() / 2;
         for Watched { token, port } in from.iter().chain(before) {
@@ -161,7 +161,6 @@ impl Shm {
                 events.push(Readiness { token: *token, readable, writable, hangup });
             }
         }
-        events.len() > had
     }
 
     /// Asks the kernel; `true` if a peer waits to be accepted.
@@ -233,8 +232,8 @@ impl Listener for Shm {
             self.watched.iter().for_each(|watched| watched.port.woke());
             self.skipped = SKIPS_MAX;
         }
-        let busy = self.look(events);
-        if busy && self.skipped < SKIPS_MAX {
+        self.look(events);
+        if !self.watched.is_empty() && self.skipped < SKIPS_MAX {
             self.skipped += 1;
             return Ok(false);
         }

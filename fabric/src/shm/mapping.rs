@@ -1,8 +1,9 @@
-//! The mapping: the only place that touches shared memory.
+//! The mapping: the only place that touches shared memory, but for a client that reads answers in place
+//! (`view`).
 //!
 //! Guarantees: every access is inside the mapping; plain bytes are only ever *copied*, through raw
-//! pointers, between it and private memory; words are atomics. No reference to plain shared bytes
-//! exists, so the compiler may assume nothing about them, and whoever copies them out has values that
+//! pointers, between it and private memory; words are atomics. It makes no reference to plain shared bytes,
+//! so the compiler may assume nothing about them, and whoever copies them out has values that
 //! nobody changes any more. What a copy holds that raced with the peer is any mix of old and new
 //! bytes: whoever reads it checks it.
 #![expect(
@@ -51,7 +52,7 @@ impl Mapping {
     }
 
     /// The address of `offset`, of which `count` bytes lie inside.
-    fn at(&self, offset: usize, count: usize) -> *mut u8 {
+    pub(super) fn at(&self, offset: usize, count: usize) -> *mut u8 {
         assert!(offset <= self.bytes && count <= self.bytes - offset, "outside of the mapping");
         // SAFETY: `offset` is within the mapping, by the assertion.
         unsafe { self.address.as_ptr().add(offset) }
@@ -108,9 +109,7 @@ impl Mapping {
         let lead = self.at(offset, from.len()).align_offset(LINE_BYTES).min(from.len());
         let (lines, tail) = from[lead..].as_chunks::<LINE_BYTES>();
         self.copy_in(offset, &from[..lead]);
-        for (number, line) in lines.iter().enumerate() {
-            self.stream_line(offset + lead + number * LINE_BYTES, line);
-        }
+        self.stream_lines(offset + lead, lines);
         self.copy_in(offset + from.len() - tail.len(), tail);
         // Before this, these stores are in no order with later ones, not even with a release.
         // SAFETY: every x86-64 processor has SSE.
@@ -138,18 +137,24 @@ impl Mapping {
         self.copy_in(offset, from);
     }
 
-    /// One line, to an offset that is aligned to it. The caller issues the fence.
+    /// Lines one behind the other, to an offset that is aligned to one. The caller issues the fence.
     #[cfg(target_arch = "x86_64")]
-    #[inline]
-    fn stream_line(&self, offset: usize, line: &[u8; LINE_BYTES]) {
+    fn stream_lines(&self, offset: usize, lines: &[[u8; LINE_BYTES]]) {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let into = self.at(offset, LINE_BYTES).cast::<__m128i>();
-        assert!(into.is_aligned());
-        let from = line.as_ptr().cast::<__m128i>();
-        for part in 0..LINE_BYTES / size_of::<__m128i>() {
-            // SAFETY: both are valid for a line, `into` by `at`, and `into` is aligned; nobody in this
-            // process has a reference to what is written. Every x86-64 processor has SSE2.
-            unsafe { _mm_stream_si128(into.add(part), _mm_loadu_si128(from.add(part))) };
+        const PARTS: usize = LINE_BYTES / size_of::<__m128i>();
+        let into = self.at(offset, size_of_val(lines)).cast::<__m128i>();
+        assert!(lines.is_empty() || into.is_aligned());
+        for (number, line) in lines.iter().enumerate() {
+            let from = line.as_ptr().cast::<__m128i>();
+            for part in 0..PARTS {
+                // SAFETY: both are valid for the line, `into` by `at` for all of them, and `into` is
+                // aligned; nobody in this process has a reference to what is written. Every x86-64
+                // processor has SSE2.
+                unsafe {
+                    let bytes = _mm_loadu_si128(from.add(part));
+                    _mm_stream_si128(into.add(number * PARTS + part), bytes);
+                }
+            }
         }
     }
 }

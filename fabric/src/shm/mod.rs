@@ -21,7 +21,11 @@
 //! signal and trace it, of course (the socket's mode says who may connect), and pages of an area that
 //! the server touches first count as the server's memory: up to [`AREA_BYTES_MAX`] a connection.
 //!
-//! From the bottom: `mapping` (the only memory access) and `socket` (descriptors) hold the `unsafe`;
+//! The client is less careful with the server, which it trusts with its values: it checks their checksum
+//! where they lie, and hands them out as a [`View`]. A server that still wrote there after its answer could
+//! change what the caller reads, and nothing else; indices and PDUs are copied on this side as well.
+//!
+//! From the bottom: `mapping` (memory access), `view` (answers in place) and `socket` (descriptors) hold the `unsafe`;
 //! `ring`, `port` (sleep and wake), [`End`] (a stream over two rings), then [`Shm`] for the server and
 //! [`ShmStream`] for the client.
 
@@ -30,14 +34,17 @@ mod end;
 mod listener;
 mod mapping;
 mod open;
+mod pages;
 mod port;
 mod ring;
 mod socket;
+mod view;
 
 pub use area::ShmStream;
 pub use end::End;
 pub use listener::{Shm, ShmServerStream};
 pub use open::{AREA_BYTES_MAX, Refusal};
+pub use view::View;
 
 use std::path::{Path, PathBuf};
 

@@ -4,14 +4,14 @@
 use crate::support::{Desk, House, Memory, NS, turn};
 use forebay_fabric::Status;
 use forebay_fabric::client::{
-    Address, ClientConfig, Connector, Done, Pipeline, Request, Slot, Stream,
+    Address, ClientConfig, Connector, Data, Done, Pipeline, Request, Slot, Stream,
 };
 use forebay_fabric::pdu::Endpoint;
 use forebay_fabric::server::{Server, ServerConfig};
 use forebay_fabric::shm::{Shm, ShmStream};
 use forebay_fabric::stream::{StreamConfig, StreamTransport};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::rc::Rc;
 
@@ -159,7 +159,7 @@ impl Model {
             (Some(version), _) => self.may_be.push(Some(version)),
             (None, Status::Ok) => {
                 let found = |version: &Option<u32>| {
-                    version.is_some_and(|version| value(key, version) == done.data)
+                    version.is_some_and(|version| done.data == value(key, version))
                 };
                 assert!(self.may_be.iter().any(found), "key {key}: bytes that nobody stored");
             }
@@ -179,6 +179,8 @@ fn run(seed: u64) {
     let fresh = || Model { may_be: vec![None], ..Model::default() };
     let mut keys: BTreeMap<u8, Model> = (0..KEYS).map(|key| (key, fresh())).collect();
     let (mut done, mut sent, mut ended) = (Vec::new(), 0, 0);
+    // Answers of which the caller keeps the data, and what that was.
+    let mut kept: VecDeque<(Data, Vec<u8>)> = VecDeque::new();
     while ended < REQUESTS {
         let key = rng.u8(..KEYS);
         let model = keys.get_mut(&key).unwrap();
@@ -201,11 +203,23 @@ fn run(seed: u64) {
             ended += 1;
             let key = one.tag as u8;
             keys.get_mut(&key).unwrap().ended(key, &one);
-            client.recycle(one);
+            if rng.u8(..3) == 0 {
+                let was = one.data.to_vec();
+                kept.push_back((one.data, was));
+            } else {
+                client.recycle(one);
+            }
+        }
+        while kept.len() > rng.usize(1..30) {
+            assert!(kept.pop_front().is_some_and(|(data, was)| data == was), "seed {seed}");
         }
     }
     assert_eq!(client.in_flight(), 0, "seed {seed}");
     drop(client);
+    assert!(
+        kept.iter().all(|(data, was)| data == was),
+        "seed {seed}: data outlives its connection"
+    );
     let mut world = world.borrow_mut();
     for _ in 0..1_000 {
         world.step();

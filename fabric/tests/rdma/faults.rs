@@ -140,7 +140,7 @@ impl Book {
                     let known = self.sent.get(&asked.key).into_iter().flatten();
                     let mut known =
                         known.map(|(number, length)| value(asked.key, *number, *length));
-                    assert!(known.any(|value| value == done.data), "seed {seed}: wrong bytes");
+                    assert!(known.any(|value| done.data == value), "seed {seed}: wrong bytes");
                 }
                 (_, other) => panic!("seed {seed}: {other:?}"),
             }

@@ -35,7 +35,7 @@ fn an_answer_for_which_no_memory_was_named_comes_behind_the_response() {
         .pipeline()
         .call(Request::command(Opcode::Stats, Target::Reactor(0), NS, b"", Bytes::new()))
         .unwrap();
-    assert_eq!((answer.status, answer.data), (Status::Ok, vec![b'x'; 100_000]));
+    assert!(answer.status == Status::Ok && answer.data == [b'x'; 100_000]);
 }
 
 #[test]
