@@ -58,7 +58,7 @@ impl Incoming {
     /// All of it goes to `data`.
     pub(super) fn new(outcome: Outcome, op: OpId, data: Vec<u8>) -> Self {
         let checked = outcome.flags & response_flags::ITEMS == 0;
-        let digest = checked.then(|| Digest::new());
+        let digest = checked.then(Digest::new);
         Self { outcome, op, data, filled: 0, digest, lands: false, landing: None }
     }
 
