@@ -171,7 +171,7 @@ impl Landing {
         if let Layout::Items(_, results) = layout
             && self.at > 0
         {
-            let digest = std::mem::replace(&mut self.digest, Digest::new());
+            let digest = std::mem::take(&mut self.digest);
             let bit = self.bit(layout);
             let differs = digest.finalize() != results[self.number].data_crc.get();
             if differs && self.unseen & bit == 0 {

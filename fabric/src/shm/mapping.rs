@@ -80,7 +80,7 @@ impl Mapping {
     pub(super) fn copy_out(&self, offset: usize, into: &mut [u8]) {
         let from = self.at(offset, into.len());
         // SAFETY: `from` is readable for `into.len()` bytes, by `at`; `into` is this process's own
-        // memory and no part of the mapping, to which no reference is ever made. The source may change
+        // memory and no part of the mapping, to which only shared references are made. The source may change
         // under the copy: any bytes are good ones, and nothing is read twice.
         unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
         // Memory may have changed, for all the compiler knows: it cannot read the source again where
