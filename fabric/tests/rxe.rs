@@ -7,8 +7,8 @@ use forebay_fabric::conformance::{self, CONNECTIONS_MAX, Counted, Peer, Wire};
 use forebay_fabric::pdu::{Capsule, Endpoint, Fragment, Opcode, Outcome, Response, crc32c};
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::{
-    Chain, Event, Greeting, LinePeer, Note, Provider, Qp, RdmaConfig, RdmaTransport, Region, Shape,
-    Violation,
+    Chain, Event, Greeting, LentRegion, LinePeer, Note, Provider, Qp, RdmaConfig, RdmaTransport,
+    Shape, Violation,
 };
 use forebay_fabric::region::{HugePages, Region as CallersRegion, Usage};
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};

@@ -6,8 +6,8 @@
 //! data moves; nothing is allocated once it is warm. What is left out: the system's libibverbs.
 
 use forebay_fabric::rdma::{
-    Chain, Ended, Event, Greeting, InFlight, Ledger, Limits, Note, Provider, ProviderError, Qp,
-    Region, Room, Shape, Work,
+    Chain, Ended, Event, Greeting, InFlight, Ledger, LentRegion, Limits, Note, Provider,
+    ProviderError, Qp, Room, Shape, Work,
 };
 use forebay_fabric::region;
 use forebay_nvme::DmaBuf;
@@ -253,7 +253,7 @@ impl Provider for Card {
 #[derive(Debug)]
 pub enum NoRegion {}
 
-impl Region for NoRegion {
+impl LentRegion for NoRegion {
     fn address(&self) -> u64 {
         match *self {}
     }

@@ -11,7 +11,7 @@ use super::chain::Chain;
 use super::channel::{Channel, Reading};
 use super::grants::Pool;
 use super::greeting::Greeting;
-use super::provider::{Event, Note, Provider, ProviderError, Qp, Region, Shape};
+use super::provider::{Event, LentRegion, Note, Provider, ProviderError, Qp, Shape};
 use crate::client::{Lent, Memory, Reach, Stream};
 use crate::pdu::{COMMON_HEADER_BYTES, CommonHeader, PduType};
 use std::cell::RefCell;

@@ -43,6 +43,6 @@ pub use greeting::{GREETING_BYTES, Greeting};
 pub use ledger::{ByteRing, Ended, InFlight, Ledger};
 pub use peer::LinePeer;
 pub use provider::{
-    Event, Limits, Note, Provider, ProviderError, Qp, Region, Room, Shape, Violation,
+    Event, LentRegion, Limits, Note, Provider, ProviderError, Qp, Room, Shape, Violation,
 };
 pub use transport::{RdmaConfig, RdmaTransport};

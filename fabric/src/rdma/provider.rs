@@ -202,7 +202,7 @@ pub enum ProviderError {
 
 /// Memory that the peer may READ and WRITE, for clients. It may change at any time while an
 /// operation names it; bytes are therefore copied in and out.
-pub trait Region {
+pub trait LentRegion {
     /// Where it begins, as the peer names it.
     fn address(&self) -> u64;
     /// The key by which the peer names it.
@@ -230,7 +230,7 @@ pub trait Provider {
     /// What bulk data is read into and written from.
     type Buffer: Buffer;
     /// Memory for peers.
-    type Region: Region;
+    type Region: LentRegion;
 
     /// What its queue pairs can do.
     fn limits(&self) -> Limits;

@@ -8,7 +8,7 @@ use super::device::Domain;
 use super::last_error;
 use crate::Buffer;
 use crate::conformance::Counted;
-use crate::rdma::{ProviderError, Region};
+use crate::rdma::{LentRegion, ProviderError};
 use crate::region::{self, Usage};
 use ibverbs_sys as sys;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -293,7 +293,7 @@ impl VerbsRegion {
     }
 }
 
-impl Region for VerbsRegion {
+impl LentRegion for VerbsRegion {
     fn address(&self) -> u64 {
         self.slab.address_of(0)
     }

@@ -10,7 +10,7 @@ mod queue;
 pub use net::FakeProfile;
 
 use super::chain::Chain;
-use super::provider::{Event, Limits, Note, Provider, ProviderError, Qp, Region, Room, Shape};
+use super::provider::{Event, LentRegion, Limits, Note, Provider, ProviderError, Qp, Room, Shape};
 use crate::Buffer;
 use crate::region::{self, Registry, WeakRegion};
 use net::{Mail, Net, ProcessId, SideId};
@@ -449,7 +449,7 @@ impl Drop for FakeRegion {
     }
 }
 
-impl Region for FakeRegion {
+impl LentRegion for FakeRegion {
     fn address(&self) -> u64 {
         self.address
     }
