@@ -5,7 +5,7 @@
 set -euo pipefail
 needs=(cc:gcc,libc6-dev)
 if [ -n "${RDMA-rdma}" ]; then
-    needs+=(cmake:cmake pkg-config:pkg-config '/usr/lib/llvm-*/lib/libclang*.so*:libclang-dev'
+    needs+=(cmake:cmake pkg-config:pkg-config '/usr/lib/llvm-*/lib/libclang.so:libclang-dev'
         /usr/include/infiniband/verbs.h:libibverbs-dev /usr/include/rdma/rdma_cma.h:librdmacm-dev)
 fi
 exec "$(dirname "$0")/need.sh" "${needs[@]}" "$@"
