@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// What the kernel loads for it. It needs a CRC32 of its own before the device can be made.
-const MODULES: &str = "crc32_generic dummy sch_netem ib_uverbs rdma_ucm rdma_rxe";
+const MODULES: &str = "crc32_generic dummy sch_netem sch_tbf ib_uverbs rdma_ucm rdma_rxe";
 /// How long a command that speaks to the network may take.
 const COMMAND: Duration = Duration::from_secs(60);
 
@@ -90,6 +90,17 @@ impl Machine<'_> {
         self.sh(&format!("tc qdisc replace dev {netdev} root netem {how}")).map(drop)
     }
 
+    /// Keeps what leaves the machine by that device in a queue of 16 MiB that is as good as stopped. Unlike
+    /// those that netem delays, these packets still hold on to who has sent them.
+    ///
+    /// # Errors
+    /// The guest refuses.
+    pub fn hold_packets(&self) -> anyhow::Result<()> {
+        let (netdev, _) = self.rdma_netdev();
+        let how = "tbf rate 8bit burst 2kb limit 16mb";
+        self.sh(&format!("tc qdisc replace dev {netdev} root {how}")).map(drop)
+    }
+
     /// How many packets netem has dropped, and how many left, so far.
     ///
     /// # Errors
@@ -107,7 +118,7 @@ impl Machine<'_> {
     ///
     /// # Errors
     /// It was not bad.
-    pub fn netem_off(&self) -> anyhow::Result<()> {
+    pub fn network_is_good(&self) -> anyhow::Result<()> {
         let (netdev, _) = self.rdma_netdev();
         self.sh(&format!("tc qdisc del dev {netdev} root")).map(drop)
     }

@@ -91,9 +91,34 @@ fn loss_reordering_and_corruption_change_no_value_and_hold_no_operation_past_its
             println!("{how}: {packets} packets, {drops} dropped");
             assert!(packets > 500, "{packets} packets");
             assert!(!how.starts_with("loss") || drops > 0);
-            guest.netem_off().unwrap();
+            guest.network_is_good().unwrap();
         }
     }
     assert_eq!(daemon.rdma_count("protocol_errors").unwrap(), 0);
+    daemon.stop().unwrap();
+}
+
+/// A packet that waits to be sent holds on to its queue pair. Who destroys that one waits for the packet: on
+/// soft-RoCE for up to 50 s.
+#[test]
+#[ignore = "takes its time: `make test-rdma` runs it"]
+fn no_operation_waits_for_packets_of_a_connection_that_is_dead() {
+    let Some((server, client)) = two_places(Drive::file) else { return };
+    let client = client.boot().unwrap();
+    let server = client.boot_beside(&server).unwrap();
+    client.rdma_up().unwrap();
+    let daemon = Daemon::start(&server, &prepared(&server)).unwrap();
+    let writer = Writer::start(&client, "writer", "--timeout-ms 3000 --keep-alive-ms 1000");
+    writer.goes_on(50);
+    client.hold_packets().unwrap();
+    wait_until("operations that fail", 60 * SECOND, || {
+        Ok((writer.count("failed") >= 32).then_some(()))
+    })
+    .unwrap();
+    client.network_is_good().unwrap();
+    writer.goes_on(50);
+    let last = writer.end();
+    println!("{last}");
+    assert_kept(&last, 3 * SECOND, LATE);
     daemon.stop().unwrap();
 }
