@@ -306,8 +306,8 @@ impl<P: Provider> Drop for Line<P> {
         let Some(state) = shared.lines[self.slot].take() else { return };
         shared.provider.disconnect(state.qp);
         shared.provider.release(state.qp, &mut |_, buffer| drop(buffer));
-        // The queue pair is gone: nothing is written to what was lent any more.
-        drop(state);
+        // Nothing is written to what was lent any more; but the device may not have let go of it.
+        state.lent.into_iter().chain(state.spare).for_each(|region| shared.provider.keep(region));
     }
 }
 

@@ -297,9 +297,14 @@ pub trait Provider {
     /// Nothing of it is in flight, in either direction.
     fn is_drained(&self, qp: Qp) -> bool;
 
-    /// Forgets it. Work that is still in flight is cut off before its buffers are dropped; those of
-    /// READs go to `ended`, with their tokens.
+    /// Forgets it. Work that is still in flight is cut off before this returns; the buffers of READs go to
+    /// `ended`, with their tokens.
     fn release(&mut self, qp: Qp, ended: &mut dyn FnMut(u32, Self::Buffer));
+
+    /// Takes memory of the queue pair that was released last: it is dropped when that is gone.
+    fn keep(&mut self, region: Self::Region) {
+        drop(region);
+    }
 
     /// Memory that the peer of a connected queue pair may READ and WRITE, if it was made for that.
     ///

@@ -255,9 +255,19 @@ pub(super) struct Id {
 
 impl Drop for Id {
     fn drop(&mut self) {
-        // SAFETY: made once, destroyed once; all events that were taken have been acknowledged, so that
-        // this does not wait.
-        if unsafe { rdma_destroy_id(self.raw) } != 0 {
+        self.remains().destroy();
+    }
+}
+
+/// What is left of a connection: it is to be destroyed.
+pub(super) struct Remains(*mut RawId);
+
+impl Remains {
+    /// Waits until the kernel has given up its messages. Whoever takes events acknowledges them at once, so
+    /// that it does not wait for those.
+    pub(super) fn destroy(self) {
+        // SAFETY: made once, destroyed once: it is null in an `Id` that somebody else destroys, or has.
+        if !self.0.is_null() && unsafe { rdma_destroy_id(self.0) } != 0 {
             log::error!("cannot destroy a connection: {}", std::io::Error::last_os_error());
         }
     }
@@ -272,6 +282,16 @@ pub(super) struct Tuning {
 }
 
 impl Id {
+    /// For somebody who destroys it; [`Id::was_destroyed`] has to follow, and nothing in between.
+    pub(super) fn remains(&self) -> Remains {
+        Remains(self.raw)
+    }
+
+    /// Nothing is left to do for [`Drop`].
+    pub(super) fn was_destroyed(&mut self) {
+        self.raw = std::ptr::null_mut();
+    }
+
     fn new(channel: &Rc<EventChannel>) -> Result<Self, ProviderError> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the channel lives, and there is room for the answer.

@@ -8,7 +8,8 @@
 //!   local rights only: it has no key that a peer could use;
 //! * a caller's region is registered once with each device, with the rights of its usage, and until its last
 //!   handle is gone;
-//! * nothing here waits: not for the network, and not for the connection manager;
+//! * nothing here waits: not for the network, and not for the connection manager, which may take long to let
+//!   go of a connection that has ended: a thread waits for that;
 //! * a peer costs a queue pair, and its failure is told of that queue pair only.
 //!
 //! What breaks it: memory that is registered ([`Verbs::register`]) and then mapped anew by somebody
@@ -22,7 +23,7 @@
 //!
 //! From the wire upwards: `device` (contexts, ports, GIDs), `memory` (registrations), `completion`
 //! (queues), `shared` (receives of many), `pair` (queue pairs and what is in flight on them), `manager` (connections),
-//! [`Verbs`].
+//! `reaper` (their ends), [`Verbs`].
 
 #![expect(
     unsafe_code,
@@ -37,6 +38,7 @@ mod manager;
 mod memory;
 mod pair;
 mod provider;
+mod reaper;
 mod shared;
 
 pub use device::{Gid, GidKind, devices, gids};

@@ -517,6 +517,17 @@ impl<B: Steady> Pair<B> {
 }
 
 impl<B> Pair<B> {
+    /// For somebody else who destroys it; [`Pair::was_destroyed`] has to follow, and nothing in between.
+    pub(super) fn raw(&self) -> *mut sys::ibv_qp {
+        self.raw
+    }
+
+    /// The network card touches nothing of it any more.
+    pub(super) fn was_destroyed(mut self) {
+        self.raw = std::ptr::null_mut();
+        self.queue.give_back(self.promised);
+    }
+
     /// Afterwards, if it says `true`, the network card touches nothing of it any more.
     fn destroy_pair(&mut self) -> bool {
         if self.raw.is_null() {

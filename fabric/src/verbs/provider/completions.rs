@@ -1,13 +1,16 @@
 //! Completions: what each of them says of its connection.
 
 use super::Verbs;
-use crate::rdma::{Event, Violation};
+use crate::rdma::{Event, Qp, Violation};
 use crate::verbs::completion::Completion;
 use crate::verbs::memory::Steady;
-use crate::verbs::pair::WorkId;
+use crate::verbs::pair::{Pair, WorkId};
 use crate::verbs::shared::receive_of;
 use ibverbs_sys as sys;
+use std::rc::Rc;
 
+/// How often a queue pair that was stopped is asked whether it still has work: a device flushes that in no time.
+const FLUSHES_MAX: usize = 100_000;
 /// Completions that one poll takes from one queue, in batches.
 const BATCHES_MAX: usize = 4;
 
@@ -24,6 +27,31 @@ pub(super) fn violation(status: sys::ibv_wc_status::Type) -> Violation {
 }
 
 impl<B: Steady> Verbs<B> {
+    /// Stops a queue pair and takes back all that it had to do, the buffers of READs to `ended`: after that it
+    /// touches no memory. Nothing, if it had to be destroyed for that.
+    pub(super) fn still(
+        &mut self,
+        qp: Qp,
+        mut pair: Pair<B>,
+        ended: &mut dyn FnMut(u32, B),
+    ) -> Option<Pair<B>> {
+        pair.fail();
+        let queue = Rc::clone(pair.queue());
+        for _ in 0..FLUSHES_MAX {
+            if pair.is_drained() {
+                return Some(pair);
+            }
+            queue.poll(&mut self.completions);
+            self.completions.retain(|completion| !retire(completion, qp, &mut pair, ended));
+        }
+        log::warn!("queue pair {} does not flush its work: destroying it", pair.number());
+        pair.destroy(ended);
+        // What it has left in the completion queue takes room that is now promised to others. It is not
+        // known any more when it is looked at.
+        while queue.poll(&mut self.completions) {}
+        None
+    }
+
     /// `true` if there were any, even if they say nothing.
     pub(super) fn take_completions(&mut self, events: &mut Vec<Event<B>>) -> bool {
         let mut found = std::mem::take(&mut self.completions);
@@ -73,4 +101,22 @@ impl<B: Steady> Verbs<B> {
             events.push(Event::Broken { qp, why });
         }
     }
+}
+
+/// Of work of `qp`, which is being stopped: takes it back. `false`: it is of another one.
+fn retire<B: Steady>(
+    completion: &Completion,
+    qp: Qp,
+    pair: &mut Pair<B>,
+    ended: &mut dyn FnMut(u32, B),
+) -> bool {
+    let work = WorkId::parse(completion.id);
+    if receive_of(completion.id).is_some() || work.qp != qp {
+        return false;
+    }
+    match work.receive {
+        Some(receive) => pair.receive_completed(receive),
+        None => pair.send_completed(work.sequence, false, |token, buffer, _| ended(token, buffer)),
+    }
+    true
 }

@@ -12,6 +12,7 @@ use super::listener::Listener;
 use super::manager::{EventChannel, Id};
 use super::memory::{Registration, Steady, keep_from_children};
 use super::pair::{Pair, PairFacts};
+use super::reaper::Reaper;
 use super::shared::Shared;
 use crate::rdma::{Event, Limits, Note, ProviderError, Qp, Shape};
 use crate::region::Registry;
@@ -80,6 +81,7 @@ struct Slot<B> {
 pub struct Verbs<B> {
     slots: Vec<Slot<B>>,
     requests: Vec<Option<(Id, u8)>>,
+    reaper: Reaper<B>,
     /// Peers reach it as long as it lives.
     listener: Option<Id>,
     adapters: Vec<Adapter>,
@@ -119,6 +121,7 @@ impl<B: Steady> Verbs<B> {
         Ok(Self {
             slots: Vec::new(),
             requests: Vec::new(),
+            reaper: Reaper::new()?,
             listener: None,
             adapters,
             manager,

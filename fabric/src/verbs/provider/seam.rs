@@ -12,7 +12,6 @@ use crate::verbs::pair::Pair;
 use crate::verbs::shared::Shared;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::rc::Rc;
 
 impl<B: Steady> Provider for Verbs<B> {
     type Buffer = B;
@@ -29,6 +28,7 @@ impl<B: Steady> Provider for Verbs<B> {
 
     fn poll(&mut self, now_us: u64, events: &mut Vec<Event<B>>) -> bool {
         let before = events.len();
+        self.reaper.bury();
         self.ring_shared();
         // News first, told last: what had arrived when a connection ended is seen before its end.
         self.take_news(now_us);
@@ -171,13 +171,15 @@ impl<B: Steady> Provider for Verbs<B> {
         }
         let Some(Connection { pair, id, adapter, .. }) = slot.connection.take() else { return };
         id.disconnect();
-        let Some(pair) = pair else { return };
-        self.adapters[adapter].sharers.remove(&pair.number());
-        let queue = Rc::clone(pair.queue());
-        pair.destroy(ended);
-        // What it has left in the completion queue takes room that is now promised to others. It is not
-        // known any more when it is looked at.
-        while queue.poll(&mut self.completions) {}
+        let pair = pair.and_then(|pair| {
+            self.adapters[adapter].sharers.remove(&pair.number());
+            self.still(qp, pair, ended)
+        });
+        self.reaper.take(pair, id);
+    }
+
+    fn keep(&mut self, region: VerbsRegion) {
+        self.reaper.keep(region);
     }
 
     fn region(&mut self, qp: Qp, bytes: usize) -> Result<VerbsRegion, ProviderError> {
