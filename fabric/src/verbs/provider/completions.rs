@@ -9,8 +9,9 @@ use crate::verbs::shared::receive_of;
 use ibverbs_sys as sys;
 use std::rc::Rc;
 
-/// How often a queue pair that was stopped is asked whether it still has work: a device flushes that in no time.
-const FLUSHES_MAX: usize = 100_000;
+/// How often a queue pair that was stopped is asked whether it still has work. A device flushes that in no
+/// time; soft-RoCE whose interface is down never does.
+const FLUSHES_MAX: usize = 5_000;
 /// Completions that one poll takes from one queue, in batches.
 const BATCHES_MAX: usize = 4;
 

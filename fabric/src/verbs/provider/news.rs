@@ -31,18 +31,26 @@ impl<B: Steady> Verbs<B> {
             ManagerEvent::RouteResolved(number) => self.ask(qp_of(number)),
             ManagerEvent::Accepted { number, answer } => self.accepted(qp_of(number), answer),
             ManagerEvent::Established(number) => {
-                let (qp, answer) = (qp_of(number), Note::new(&[]));
-                self.news.push(Event::Established { qp, answer });
+                self.tell(number, |qp| Event::Established { qp, answer: Note::new(&[]) });
             }
             ManagerEvent::Refused { number, answer } => {
-                self.news.push(Event::Refused { qp: qp_of(number), answer });
+                self.tell(number, |qp| Event::Refused { qp, answer });
             }
             ManagerEvent::Disconnected(number) => {
-                self.news.push(Event::Disconnected { qp: qp_of(number) });
+                self.tell(number, |qp| Event::Disconnected { qp });
             }
             ManagerEvent::Removed(number) => {
-                self.news.push(Event::Broken { qp: qp_of(number), why: Violation::Silent });
+                self.tell(number, |qp| Event::Broken { qp, why: Violation::Silent });
             }
+        }
+    }
+
+    /// Tells of a connection. One that was released is still known to the connection manager for a while,
+    /// and to nobody else.
+    fn tell(&mut self, number: usize, what: impl FnOnce(Qp) -> Event<B>) {
+        let qp = qp_of(number);
+        if self.connection(qp).is_some() {
+            self.news.push(what(qp));
         }
     }
 
