@@ -460,12 +460,15 @@ pub(crate) struct ThreadHouse {
 impl ThreadHouse {
     pub(crate) fn tcp(reactors: u16) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let free = || Tcp::bind(any).unwrap().local_addr().unwrap();
-        let addresses: Vec<_> = (0..reactors).map(|_| free()).collect();
-        let listen = addresses.clone();
-        Self::start(addresses.into_iter().map(Address::Tcp).collect(), None, move || {
+        // All at once, and kept: a port that was given back may be the next one's, or somebody else's.
+        let bound: Vec<_> = (0..reactors).map(|_| Tcp::bind(any).unwrap()).collect();
+        let listen: Vec<_> = bound.iter().map(|one| one.local_addr().unwrap()).collect();
+        let addresses = listen.iter().copied().map(Address::Tcp).collect();
+        let mut bound = Some(bound);
+        Self::start(addresses, None, move || {
             let endpoints = (0..).zip(&listen).map(|(r, at)| Endpoint::tcp(r, *at)).collect();
-            (listen.iter().map(|at| Tcp::bind(*at).unwrap()).collect(), endpoints)
+            let again = || listen.iter().map(|at| Tcp::bind(*at).unwrap()).collect();
+            (bound.take().unwrap_or_else(again), endpoints)
         })
     }
 
@@ -481,7 +484,7 @@ impl ThreadHouse {
     fn start<L: Listener + 'static>(
         addresses: Vec<Address>,
         folder: Option<tempfile::TempDir>,
-        listen: impl Fn() -> (Vec<L>, Vec<Endpoint>) + Send + 'static,
+        mut listen: impl FnMut() -> (Vec<L>, Vec<Endpoint>) + Send + 'static,
     ) -> Self {
         let (orders, inbox) = mpsc::sync_channel(0);
         let (up, is_up) = mpsc::sync_channel(1);
