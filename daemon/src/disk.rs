@@ -207,14 +207,9 @@ impl Io {
         slot.outcome.is_some()
     }
 
-    /// The outcome, if it has ended.
+    /// Takes the outcome, if it has ended, which frees the slot.
     #[must_use]
-    pub fn take(mut self) -> Option<Outcome> {
-        self.take_outcome()
-    }
-
-    /// Takes the outcome, which frees the slot.
-    fn take_outcome(&mut self) -> Option<Outcome> {
+    pub fn take(&mut self) -> Option<Outcome> {
         let state = &mut *self.disk.0.state.borrow_mut();
         let outcome = state.slots[self.slot as usize].outcome.take()?;
         state.free.push(self.slot);
@@ -227,10 +222,10 @@ impl Future for Io {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Outcome> {
-        if !self.is_done() {
-            return Poll::Pending;
+        match self.is_done() {
+            true => self.take().map_or(Poll::Pending, Poll::Ready),
+            false => Poll::Pending,
         }
-        self.take_outcome().map_or(Poll::Pending, Poll::Ready)
     }
 }
 

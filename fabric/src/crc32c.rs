@@ -38,8 +38,9 @@ impl Digest {
 
     /// The same with `bytes` behind them.
     #[must_use]
+    #[inline]
     pub fn and(self, bytes: &[u8]) -> Self {
-        Self(absorb(self.0, bytes))
+        if bytes.is_empty() { self } else { Self(absorb(self.0, bytes)) }
     }
 
     /// Takes `bytes` in.

@@ -166,8 +166,8 @@ impl Engine {
     pub fn step(&mut self) -> bool {
         // Who waits for memory looks again in every tick: the devices must not stand still for them.
         self.now_us += 1;
-        let waiting = self.store.as_ref().is_some_and(|store| store.tick(self.now_s));
         self.context.now_s.set(self.now_s);
+        let waiting = self.store.as_ref().is_some_and(Store::tick);
         let ran = self.run_ready();
         let reaped = self.disk.poll(self.now_us);
         if ran || reaped {

@@ -129,7 +129,7 @@ impl Core {
     pub fn turn(&mut self, now: Now, other: &mut dyn FnMut(TaskId)) -> bool {
         self.set_time(now);
         self.ready.turn();
-        let mut busy = self.store.tick(now.unix_s as u32);
+        let mut busy = self.store.tick();
         busy |= self.run_ready(other);
         // First poll: what the network asked for. Second: the journal pages that follow from it.
         for _ in 0..2 {

@@ -200,11 +200,11 @@ impl Store {
         tasks
     }
 
-    /// Once per tick of the reactor: the time, and those who wait for memory. `true` if somebody
-    /// waits, so that the reactor does not sleep.
-    pub fn tick(&self, now_s: u32) -> bool {
+    /// Once per tick of the reactor, when the context has the time: those who wait for memory look again.
+    /// `true` if somebody waits, so that the reactor does not sleep.
+    pub fn tick(&self) -> bool {
         let context = self.context();
-        context.now_s.set(now_s);
+        let now_s = context.now_s.get();
         let waiting = !context.memory.is_empty();
         context.memory.wake_all(&context.ready);
         if now_s >= self.0.next_sweep_s.get() {

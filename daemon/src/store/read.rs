@@ -154,7 +154,7 @@ impl PendingRetrieve {
 
     fn arrived(&mut self) -> Result<Fragment, Status> {
         let Reads { pin, data, page } = self.reads.take().ok_or(Status::Internal)?;
-        let read = |io: Io| {
+        let read = |mut io: Io| {
             let (result, buffer) = io.take().ok_or(Status::Internal)?;
             result.map_err(Shard::status_of)?;
             buffer.ok_or(Status::Internal)

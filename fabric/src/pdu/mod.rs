@@ -28,7 +28,6 @@ pub use response::{ItemResult, Outcome, Response, response_flags};
 
 pub use crate::crc32c::crc32c;
 
-use crate::crc32c::Digest;
 use std::ops::RangeInclusive;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -243,10 +242,4 @@ impl DecodeError {
             Self::Field(name) => name,
         }
     }
-}
-
-/// CRC32C of `first` and then `second`, which need not lie one behind the other.
-#[must_use]
-pub fn crc32c_pair(first: &[u8], second: &[u8]) -> u32 {
-    Digest::new().and(first).and(second).finalize()
 }
