@@ -78,6 +78,8 @@ pub struct Identity {
     pub mdts: u8,
     /// A volatile write cache is present.
     pub volatile_write_cache: bool,
+    /// FUA is taken no notice of, against the specification.
+    pub ignores_fua: bool,
     /// AWUPF: logical blocks, less one.
     pub awupf: u16,
     /// ONCS.
@@ -235,6 +237,14 @@ pub(super) mod oacs {
     pub(crate) const DOORBELL_BUFFERS: u16 = 1 << 8;
 }
 
+impl Identity {
+    /// A model that is known to take no notice of FUA.
+    #[must_use]
+    pub fn ignoring_fua() -> Self {
+        Self { model: "QEMU NVMe Ctrl".to_owned(), ignores_fua: true, ..Self::default() }
+    }
+}
+
 impl Default for Identity {
     fn default() -> Self {
         Self {
@@ -243,6 +253,7 @@ impl Default for Identity {
             firmware: "1.0".to_owned(),
             mdts: 5,
             volatile_write_cache: true,
+            ignores_fua: false,
             awupf: 0,
             oncs: oncs::COMPARE | oncs::DATASET_MANAGEMENT | oncs::WRITE_ZEROES | oncs::VERIFY,
             oacs: oacs::FORMAT,

@@ -55,6 +55,10 @@ impl EmulatedConfig {
         config.io_chances = Chances { garbage: 0, ..chances(&mut rng, harshness) };
         config.admin_chances = chances(&mut rng, harshness / 2);
         config.media_faults = media_faults(&mut rng);
+        if config.identity.ignores_fua {
+            // The driver has flushes of its own then, and what one of those loses nobody could know.
+            config.media_faults.flush_fail_per_mille = 0;
+        }
         for _ in 0..rng.u32(..4) {
             let at_us = rng.u64(..SCHEDULE_US);
             let what = scheduled(&mut rng);
@@ -103,7 +107,7 @@ fn identity(rng: &mut Rng) -> Identity {
         aerl: rng.choice([0, 3, 3, 15]).unwrap_or(3),
         oaes: rng.choice([0, 0x100, 0x300]).unwrap_or(0),
         crdt: [rng.u16(..3), rng.u16(..10), rng.u16(..30)],
-        ..Identity::default()
+        ..if rng.u32(..4) == 0 { Identity::ignoring_fua() } else { Identity::default() }
     }
 }
 

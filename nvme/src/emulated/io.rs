@@ -82,12 +82,17 @@ impl Device {
             io::WRITE => self.write(queue, command, (offset, bytes)),
             io::COMPARE => self.compare(queue, command, (offset, bytes)),
             io::WRITE_ZEROES => {
-                let durable = command.fua() || !self.caches();
+                let durable = self.is_durable(command);
                 self.on(nsid).map_or(Ok(()), |it| it.zero(offset, bytes, durable))
             }
             _ => self.on(nsid).map_or(Ok(()), |it| it.read(offset, bytes).map(drop)),
         }
         .into()
+    }
+
+    /// Whether what it writes is on media when it completes.
+    fn is_durable(&self, command: &Submission) -> bool {
+        (command.fua() && !self.config.identity.ignores_fua) || !self.caches()
     }
 
     fn on(&mut self, nsid: u32) -> Option<&mut Namespace> {
@@ -133,7 +138,7 @@ impl Device {
     ) -> Result<(), Status> {
         let data = self.pull(queue, command, bytes)?;
         self.counters.bytes_written += bytes as u64;
-        let durable = command.fua() || !self.caches();
+        let durable = self.is_durable(command);
         self.on(command.nsid.get()).map_or(Ok(()), |it| it.write(offset, &data, durable))
     }
 

@@ -104,6 +104,42 @@ fn a_flush_that_fails_is_never_tried_again() {
 }
 
 #[test]
+fn a_flush_follows_a_write_with_fua_where_the_drive_takes_no_notice_of_that() {
+    let durable = |rig: &Rig, block, blocks, fill| {
+        let buffer = rig.buffer(blocks, fill);
+        Operation::Write { block, blocks, buffer, fua: true }
+    };
+    for (identity, flushes) in [
+        (Identity::ignoring_fua(), 1),
+        (Identity { volatile_write_cache: false, ..Identity::ignoring_fua() }, 0),
+        (Identity::default(), 0),
+    ] {
+        let config = EmulatedConfig { trace: true, identity, ..EmulatedConfig::default() };
+        let mut rig = Rig::new(config);
+        rig.ok(rig.write(0, 1, 1));
+        assert_eq!(count(&rig, io::FLUSH), 0, "it was not asked to be durable");
+        // Cut into several commands: one flush behind the last.
+        rig.ok(durable(&rig, 8, 100, 7));
+        assert!(count(&rig, io::WRITE) > 3);
+        assert_eq!(count(&rig, io::FLUSH), flushes);
+        rig.emulated().crash(flushes);
+        rig.expect_fill(8, 100, 7);
+    }
+    let mut rig = Rig::new(EmulatedConfig {
+        identity: Identity::ignoring_fua(),
+        ..EmulatedConfig::default()
+    });
+    next(&rig, io::FLUSH, Fault::Status(Status::new(generic::INTERNAL_ERROR)));
+    let completion = rig.run(durable(&rig, 0, 2, 1));
+    assert_eq!((completion.result, completion.buffer.is_some()), (Err(BlockError::Flush), true));
+    let status = Status::new(media::WRITE_FAULT).with_do_not_retry();
+    next(&rig, io::WRITE, Fault::Status(status));
+    assert_eq!(rig.run(durable(&rig, 0, 2, 1)).result, Err(BlockError::Write));
+    assert_eq!(count(&rig, io::FLUSH), 1, "nothing to flush for");
+    rig.ok(durable(&rig, 0, 2, 1));
+}
+
+#[test]
 fn a_flush_that_waited_out_a_reset_is_carried_out() {
     let mut rig = rig();
     rig.emulated().fail_fatally();

@@ -62,3 +62,22 @@ fn every_acknowledged_value_survives_power_cuts_behind_volatile_caches() {
     assert_eq!((audit.lost, audit.failed.len()), (vec![], 0));
     assert!(audit.sound.len() > 100);
 }
+
+#[test]
+fn the_very_last_store_that_was_acknowledged_survives_a_power_cut() {
+    let Some(place) = two_drives(Drive::volatile) else { return };
+    let mut ledger = Ledger::new(8, 64 << 10, 3);
+    for cut in 0..3 {
+        let guest = place.boot().unwrap();
+        let daemon = Daemon::start(&guest, &bound(&guest)).unwrap();
+        assert_sound(&ledger.audit(&mut daemon.client().unwrap()).unwrap(), cut);
+        // One, and nothing comes behind it whose flush would bring it to media, too.
+        let mut client = daemon.pipeline().unwrap();
+        let written = ledger.write(&mut client, 1, |so_far| Ok(so_far.acknowledged < 1)).unwrap();
+        assert_eq!((written.acknowledged, client.in_flight()), (1, 0));
+        guest.power_cut().unwrap();
+    }
+    let guest = place.boot().unwrap();
+    let daemon = Daemon::start(&guest, &bound(&guest)).unwrap();
+    assert_sound(&ledger.audit(&mut daemon.client().unwrap()).unwrap(), 3);
+}

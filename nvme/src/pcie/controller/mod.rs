@@ -280,6 +280,9 @@ impl<H: Hardware> Story<H> {
             if facts.volatile_write_cache { "volatile" } else { "no volatile" },
             facts.queues,
         );
+        if facts.ignores_fua {
+            log::info!("{}: it is known to ignore FUA: a flush follows", self.shared.name);
+        }
     }
 
     /// Tells all queues that the controller knows.

@@ -38,6 +38,21 @@ pub(super) struct Plan {
     start: u64,
     /// FUA, where it is asked for and makes a difference.
     flags: u64,
+    /// A flush follows, for the drive takes no notice of FUA.
+    pub(super) then_flush: bool,
+}
+
+impl Plan {
+    /// All of the drive's cache goes to media.
+    pub(super) const FLUSH: Self = Self {
+        opcode: io::FLUSH,
+        failure: BlockError::Flush,
+        block: 0,
+        blocks: 1,
+        start: 0,
+        flags: 0,
+        then_flush: false,
+    };
 }
 
 /// What a queue knows of its drive and its memory.
@@ -57,6 +72,8 @@ pub(super) struct Encoder {
     sgl: bool,
     /// What makes a write durable: nothing, where nothing is cached.
     fua: u64,
+    /// It does not, and a flush has to follow.
+    flush_for_fua: bool,
     /// One dataset management range for each place of a command.
     ranges: Option<(DmaWords, u64)>,
 }
@@ -80,6 +97,7 @@ impl Encoder {
             boundary_blocks: u64::from(facts.boundary_blocks),
             sgl: facts.sgl,
             fua: if facts.volatile_write_cache { FUA } else { 0 },
+            flush_for_fua: facts.ignores_fua,
             ranges,
         }
     }
@@ -101,10 +119,11 @@ impl Encoder {
         let transfer = |opcode, failure, block, blocks, buffer: DmaBuf, flags| {
             let start = (buffer.as_shared_ptr().addr() - self.base) as u64;
             let blocks = u64::from(blocks);
-            (Plan { opcode, failure, block, blocks, start, flags }, Some(buffer))
+            let then_flush = flags != 0 && self.flush_for_fua;
+            (Plan { opcode, failure, block, blocks, start, flags, then_flush }, Some(buffer))
         };
         let other = |opcode, failure, block, blocks| {
-            (Plan { opcode, failure, block, blocks, start: 0, flags: 0 }, None)
+            (Plan { opcode, failure, block, blocks, ..Plan::FLUSH }, None)
         };
         match operation {
             Operation::Read { block, blocks, buffer } => {
@@ -117,7 +136,7 @@ impl Encoder {
             Operation::Compare { block, blocks, buffer } => {
                 transfer(io::COMPARE, BlockError::Read, block, blocks, buffer, 0)
             }
-            Operation::Flush => other(io::FLUSH, BlockError::Flush, 0, 1),
+            Operation::Flush => (Plan::FLUSH, None),
             Operation::Discard { block, blocks } => {
                 other(io::DATASET_MANAGEMENT, BlockError::Write, block, blocks)
             }

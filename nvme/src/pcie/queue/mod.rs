@@ -252,10 +252,19 @@ impl<R: Registers> Queue<R> {
         }
         let place = command.request;
         self.commands.remove(cid);
-        if let Some(completion) = self.requests.one_over(place) {
-            hand_over(completion);
+        match self.requests.one_over(place) {
+            Some(completion) => hand_over(completion),
+            None => self.flush_if_due(place),
         }
         Ok(())
+    }
+
+    /// Puts a request in line that has just become a flush: nothing of it was issued, nor waits to be.
+    #[cold]
+    fn flush_if_due(&mut self, place: u16) {
+        if self.requests.get_mut(place).is_new_flush() {
+            self.todo.push_back(place);
+        }
     }
 
     /// Hands over what has ended without the device.

@@ -28,6 +28,20 @@ impl Pending {
         self.deadline_us.is_none_or(|deadline_us| at_us < deadline_us)
     }
 
+    /// All that was asked for is done but for a flush: from now on it is that flush. The buffer stays until its end.
+    fn becomes_flush(&mut self) -> bool {
+        let due = self.plan.then_flush && self.result.is_ok();
+        if due {
+            (self.plan, self.issued) = (Plan::FLUSH, 0);
+        }
+        due
+    }
+
+    /// It has become a flush, and that is not issued yet.
+    pub(super) fn is_new_flush(&self) -> bool {
+        self.issued == 0 && self.plan.failure == BlockError::Flush
+    }
+
     /// Its tag and its buffer go back.
     #[inline(always)]
     fn end(&mut self) -> Completion {
@@ -89,13 +103,14 @@ impl Requests {
         self.places[usize::from(place)].as_mut().expect("a command's request is there")
     }
 
-    /// One of the request's commands is over. The end of the request, if nothing of it is left.
+    /// One of the request's commands is over. The end of the request, if nothing of it is left; if that is a flush,
+    /// it is to be issued.
     #[inline(always)]
     pub(super) fn one_over(&mut self, place: u16) -> Option<Completion> {
         let slot = &mut self.places[usize::from(place)];
         let pending = slot.as_mut().expect("a command's request is there");
         pending.running -= 1;
-        if !pending.is_over() {
+        if !pending.is_over() || pending.becomes_flush() {
             return None;
         }
         self.free.push(place);
