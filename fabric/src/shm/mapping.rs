@@ -102,18 +102,25 @@ const LINE_BYTES: usize = 64;
 
 impl Mapping {
     /// Copies bulk data into it, past this core's caches: the peer reads it next, and this side never.
-    /// Twice as fast as [`Mapping::copy_in`], which fetches each line from the peer's cache first.
+    /// Twice as fast as [`Mapping::copy_in`], which fetches each line from the peer's cache first. The peer may
+    /// be told of it after [`Mapping::fence`].
     #[cfg(target_arch = "x86_64")]
     pub(super) fn stream_in(&self, offset: usize, from: &[u8]) {
-        use std::arch::x86_64::_mm_sfence;
         let lead = self.at(offset, from.len()).align_offset(LINE_BYTES).min(from.len());
         let (lines, tail) = from[lead..].as_chunks::<LINE_BYTES>();
         self.copy_in(offset, &from[..lead]);
         self.stream_lines(offset + lead, lines);
         self.copy_in(offset + from.len() - tail.len(), tail);
-        // Before this, these stores are in no order with later ones, not even with a release.
+    }
+
+    /// What was streamed in before is seen before what is stored after: by themselves these stores are in no order
+    /// with later ones, not even with a release. For all answers of a turn at once it costs what it costs for one.
+    pub(super) fn fence(&self) {
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: every x86-64 processor has SSE.
-        unsafe { _mm_sfence() };
+        unsafe {
+            std::arch::x86_64::_mm_sfence();
+        };
     }
 
     /// `count` bytes from `offset` on will be copied out soon: a hint, which reads nothing.

@@ -66,7 +66,9 @@ impl Producer {
         Ok(())
     }
 
+    /// Shows the consumer what was written, here and by [`Mapping::stream_in`].
     pub(super) fn publish(&self, map: &Mapping) {
+        map.fence();
         map.word(self.tail_at).store(self.tail, Ordering::Release);
     }
 }
