@@ -13,8 +13,8 @@ pub(super) const COMMAND_BLOCKS_MAX: u32 = (PAGE_BYTES / size_of::<u64>()) as u3
 /// What is heard where it is offered (OAES).
 const EVENTS_OFFERED: u32 = async_events::NAMESPACE_CHANGED | async_events::FIRMWARE_ACTIVATION;
 
-/// Models that complete a write with FUA while it is only in their cache. QEMU's reports a cache whenever what
-/// is behind it has one (`hw/nvme/ctrl.c`: no write carries a flag to the block layer; read in 7.2 and 10.0).
+/// Models that complete a write with FUA while it is only in their cache. Of QEMU's (7.2), no such write was
+/// handed on as one to the server behind it, and what had been written last was lost in a power cut.
 const IGNORE_FUA: [&str; 1] = ["QEMU NVMe Ctrl"];
 
 /// A controller and its namespace.
