@@ -7,7 +7,7 @@ use bytes::Bytes;
 use forebay_fabric::Status;
 use forebay_fabric::client::{ClientConfig, Done, NamespaceId, Pipeline, Request};
 use forebay_fabric::stream::sim::{SimNet, SimProfile};
-use forebay_nvme::sim::{SimConfig as DeviceConfig, SimDevice};
+use forebay_nvme::sim::{Faults, SimConfig as DeviceConfig, SimDevice};
 use forebayd::reactor::Phase;
 use forebayd::reactor::mail::Notice;
 use forebayd::reactor::sim::{SimConfig, SimConnector, SimDaemon, address};
@@ -88,8 +88,19 @@ impl World {
     }
 }
 
-/// What a key may hold: exactly one value, or one of several after an end in doubt.
-type Model = BTreeMap<u64, Vec<Option<Vec<u8>>>>;
+/// What each key may hold: exactly one value, or one of several after an end in doubt.
+#[derive(Debug, Default)]
+struct Model {
+    keys: BTreeMap<u64, Vec<Option<Vec<u8>>>>,
+    /// Flushes fail: writes may end so, and in doubt.
+    drives_fail: bool,
+}
+
+impl Model {
+    fn holds(&mut self, key: u64) -> &mut Vec<Option<Vec<u8>>> {
+        self.keys.entry(key).or_insert_with(|| vec![None])
+    }
+}
 
 /// Operations under way, one for each key at most.
 type Flying = BTreeMap<u64, Operation>;
@@ -134,9 +145,10 @@ fn request<'a>(key: &'a [u8], operation: &Operation) -> Request<'a> {
 
 /// Compares the end of an operation with the model, and notes what it did.
 fn check(model: &mut Model, key: u64, operation: Operation, done: &Done, seed: u64) {
-    let holds = model.entry(key).or_insert_with(|| vec![None]);
     let told = format!("seed {seed}, key {key}, {operation:?}: {}", done.status);
-    let in_doubt = matches!(done.status, Status::Timeout | Status::Disconnected);
+    let failed = model.drives_fail && done.status == Status::Device;
+    let in_doubt = failed || matches!(done.status, Status::Timeout | Status::Disconnected);
+    let holds = model.holds(key);
     match operation {
         Operation::Store(value) if done.status == Status::Ok => *holds = vec![Some(value)],
         Operation::Store(value) => {
@@ -211,7 +223,7 @@ fn audit(client: &mut Pipeline<SimConnector>, model: &mut Model, seed: u64) {
 fn values_are_what_was_stored_whatever_the_order_of_ticks() {
     for seed in 0..12 {
         let world = World::new(seed, 1 + (seed % 4) as u16, SimProfile::choppy());
-        let (mut client, mut model) = (world.client(seed), Model::new());
+        let (mut client, mut model) = (world.client(seed), Model::default());
         churn(&mut client, &mut model, seed, 400);
         audit(&mut client, &mut model, seed);
     }
@@ -221,7 +233,7 @@ fn values_are_what_was_stored_whatever_the_order_of_ticks() {
 fn connections_that_break_anywhere_lose_and_repeat_nothing() {
     for seed in 0..8 {
         let world = World::new(100 + seed, 3, SimProfile::choppy());
-        let (mut client, mut model) = (world.client(seed), Model::new());
+        let (mut client, mut model) = (world.client(seed), Model::default());
         let cutting = SimProfile { cut_per_million: 3_000, ..SimProfile::choppy() };
         world.connector.net.set_profile(cutting);
         churn(&mut client, &mut model, seed, 400);
@@ -231,29 +243,40 @@ fn connections_that_break_anywhere_lose_and_repeat_nothing() {
     }
 }
 
+/// Of 1000 flushes, so many fail.
+fn power_cuts(seed: u64, flush_fail_per_mille: u32) {
+    let mut world = World::new(200 + seed, 2, SimProfile::kind());
+    let mut model = Model { drives_fail: flush_fail_per_mille > 0, ..Model::default() };
+    let failing = Faults { flush_fail_per_mille, ..Faults::default() };
+    for round in 0..4 {
+        // The connection dies with the daemon: what was in flight ends in doubt.
+        let mut client = world.client(seed * 10 + round);
+        world.config.devices.iter().for_each(|device| device.set_faults(failing));
+        churn(&mut client, &mut model, seed * 10 + round, 120);
+        let flying = leave_in_flight(&mut client, &mut model, seed * 10 + round);
+        drop(client);
+        world.config.devices.iter().for_each(|device| device.set_faults(Faults::default()));
+        world.crash(seed * 10 + round);
+        for (key, operation) in flying {
+            match operation {
+                Operation::Store(value) => model.holds(key).push(Some(value)),
+                Operation::Delete => model.holds(key).push(None),
+                Operation::Retrieve | Operation::Exist => {}
+            }
+        }
+        audit(&mut world.client(seed * 10 + round + 5), &mut model, seed);
+    }
+}
+
 #[test]
 fn acknowledged_values_survive_power_cuts() {
-    for seed in 0..8 {
-        let mut world = World::new(200 + seed, 2, SimProfile::kind());
-        let mut model = Model::new();
-        for round in 0..4 {
-            // The connection dies with the daemon: what was in flight ends in doubt.
-            let mut client = world.client(seed * 10 + round);
-            churn(&mut client, &mut model, seed * 10 + round, 120);
-            let flying = leave_in_flight(&mut client, &mut model, seed * 10 + round);
-            drop(client);
-            world.crash(seed * 10 + round);
-            for (key, operation) in flying {
-                let holds = model.entry(key).or_insert_with(|| vec![None]);
-                match operation {
-                    Operation::Store(value) => holds.push(Some(value)),
-                    Operation::Delete => holds.push(None),
-                    Operation::Retrieve | Operation::Exist => {}
-                }
-            }
-            audit(&mut world.client(seed * 10 + round + 5), &mut model, seed);
-        }
-    }
+    (0..8).for_each(|seed| power_cuts(seed, 0));
+}
+
+/// A flush that fails for one reactor takes what another one has written.
+#[test]
+fn they_survive_those_of_drives_whose_flushes_fail() {
+    (0..40).for_each(|seed| power_cuts(seed, 30));
 }
 
 /// Starts some operations and lets the daemon work on them for a while.
@@ -280,7 +303,7 @@ fn leave_in_flight(client: &mut Pipeline<SimConnector>, model: &mut Model, seed:
 fn the_same_seed_runs_the_same_way() {
     let run = |seed| {
         let world = World::new(seed, 3, SimProfile::choppy());
-        let (mut client, mut model) = (world.client(seed), Model::new());
+        let (mut client, mut model) = (world.client(seed), Model::default());
         churn(&mut client, &mut model, seed, 200);
         let daemon = world.connector.daemon.borrow();
         let reactors = daemon.as_ref().unwrap().reactors();
@@ -295,7 +318,7 @@ fn the_same_seed_runs_the_same_way() {
 fn a_drain_answers_what_is_in_flight_and_refuses_the_rest() {
     for seed in 0..6 {
         let mut world = World::new(300 + seed, 2, SimProfile::choppy());
-        let (mut client, mut model) = (world.client(seed), Model::new());
+        let (mut client, mut model) = (world.client(seed), Model::default());
         churn(&mut client, &mut model, seed, 100);
         let flying = leave_in_flight(&mut client, &mut model, seed);
         world.connector.daemon.borrow().as_ref().unwrap().tell(&Notice::Drain);
@@ -379,7 +402,7 @@ fn few_slots_and_little_memory_make_clients_wait_and_fail_nothing() {
             (config.slots, config.memory_bytes) = (5, 12 << 20);
         });
         let before = at_rest(&world);
-        let (mut client, mut model) = (world.client(seed), Model::new());
+        let (mut client, mut model) = (world.client(seed), Model::default());
         churn(&mut client, &mut model, seed, 400);
         audit(&mut client, &mut model, seed);
         assert!(client.counters().retries > 0, "seed {seed}: it was never busy");

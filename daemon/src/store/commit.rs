@@ -5,6 +5,7 @@
 //! has a volatile cache), writes the pages with FUA, changes the index, and only then wakes the waiters.
 //! A flush or a write that fails is not tried again: the shard stops taking writes.
 
+use super::barrier::{Flusher, For};
 use super::format::{Record, RecordKind};
 use super::journal::{Batch, Committed, settled};
 use super::shard::{Room, Shard};
@@ -80,12 +81,13 @@ impl Shard {
 /// The committer's task.
 pub(super) async fn run(shard: Rc<Shard>) {
     let ready = shard.context.ready.clone();
+    let mut flusher = Flusher::new(&shard, For::Journal);
     loop {
         let taken = shard.committer.until(&ready, || shard.journal.borrow_mut().take_batch()).await;
         let (mut batch, first) = taken;
         // The batch that fills now has room for those who waited.
         shard.journal_room.wake_all(&ready);
-        match write(&shard, &mut batch, first).await {
+        match write(&shard, &mut flusher, &mut batch, first).await {
             Ok(()) => shard.apply_batch(&batch),
             Err((what, error)) => {
                 shard.fail(what, error);
@@ -102,6 +104,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
 
 async fn write(
     shard: &Shard,
+    flusher: &mut Flusher,
     batch: &mut Batch,
     first: u64,
 ) -> Result<(), (&'static str, BlockError)> {
@@ -110,9 +113,7 @@ async fn write(
     if shard.failed.get() {
         return Err(("journal", BlockError::Write));
     }
-    if shard.volatile_cache {
-        disk.flush(device).await.0.map_err(|error| ("flush of the data", error))?;
-    }
+    flusher.flush(shard).await.map_err(|error| ("flush of the data", error))?;
     batch.seal(shard.ring, shard.epoch, first);
     let position = shard.journal.borrow().position(first);
     let block = shard.region.journal_block + position;

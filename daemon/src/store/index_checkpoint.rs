@@ -6,6 +6,7 @@
 //! does not matter from which moment between start and end an entry is. The header is written when all
 //! pages are durable; only then the journal's tail moves and the keys are forgotten.
 
+use super::barrier::{Flusher, For};
 use super::format::{IndexHeader, IndexPageBuilder, index_page};
 use super::index::KeyHash;
 use super::index_stream::{self, IndexStream, StreamError};
@@ -96,9 +97,8 @@ impl Writer<'_> {
         }
         self.write().await?;
         let (disk, device) = (&self.shard.context.disk, self.shard.region.device);
-        if self.shard.volatile_cache {
-            disk.flush(device).await.0.map_err(CheckpointError::Write)?;
-        }
+        let mut flusher = Flusher::new(self.shard, For::Checkpoint);
+        flusher.flush(self.shard).await.map_err(CheckpointError::Write)?;
         let (generation, pages, entries) = (self.generation, self.written, self.entries);
         let journal_epoch = self.shard.epoch;
         let header = IndexHeader { generation, journal_sequence, journal_epoch, entries, pages };

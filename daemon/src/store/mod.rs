@@ -9,6 +9,7 @@
 //! keeps the shard able to do so: index checkpoints, cleaning, expiry. [`recovery`] makes a shard from
 //! what is on media; [`pool`] formats and opens.
 
+mod barrier;
 pub mod checksum;
 mod cleaner;
 mod commit;

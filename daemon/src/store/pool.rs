@@ -2,14 +2,23 @@
 //!
 //! Runs before there is a reactor: requests are submitted and polled until they end.
 
+use super::barrier::Barrier;
 use super::format::superblock::COPIES;
 use super::format::{Copies, FormatError, Superblock};
 use super::geometry::{FormatOptions, Layout, ShardRegion, TooSmall};
 use forebay_nvme::{BLOCK_BYTES, BlockError, BlockQueue, DmaBuf, Operation, Request};
+use std::sync::Arc;
 
 /// What all reactors know of an open pool.
 #[derive(Clone, Debug)]
-pub struct Pool(std::sync::Arc<Superblock>);
+pub struct Pool(Arc<Open>);
+
+#[derive(Debug)]
+struct Open {
+    superblock: Superblock,
+    /// One for each device.
+    barriers: Box<[Barrier]>,
+}
 
 /// Why a pool does not open. Each says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,60 +99,71 @@ impl Pool {
     /// The pool's UUID: also the key of the routing hash.
     #[must_use]
     pub fn uuid(&self) -> &[u8; 16] {
-        &self.0.pool
+        &self.0.superblock.pool
     }
 
     /// The first 8 bytes of the UUID, which every structure on media carries.
     #[must_use]
     pub fn tag(&self) -> u64 {
-        self.0.tag()
+        self.0.superblock.tag()
     }
 
     /// The generation of the superblocks in this run.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.0.generation
+        self.0.superblock.generation
     }
 
     /// The secret key of the identity hash.
     pub(super) fn hash_key(&self) -> &[u8; 16] {
-        &self.0.hash_key
+        &self.0.superblock.hash_key
     }
 
     /// Virtual shards.
     #[must_use]
     pub fn shards(&self) -> u32 {
-        self.0.shards
+        self.0.superblock.shards
     }
 
     /// Devices.
     #[must_use]
     pub fn devices(&self) -> u32 {
-        self.0.device_count
+        self.0.superblock.device_count
     }
 
     /// The layout of every device.
     #[must_use]
     pub fn layout(&self) -> Layout {
-        self.0.layout
+        self.0.superblock.layout
     }
 
     /// Where a shard is.
     #[must_use]
     pub fn region(&self, shard: u32) -> ShardRegion {
-        self.0.layout.shard(shard, self.0.device_count)
+        self.0.superblock.layout.shard(shard, self.0.superblock.device_count)
     }
 
     /// A pool as it was found, for `inspect`: nothing is written.
     #[must_use]
     pub fn inspect(superblock: &Superblock) -> Self {
-        Self(std::sync::Arc::new(superblock.clone()))
+        Self::new(superblock.clone())
     }
 
     /// The superblock that speaks for the pool.
     #[must_use]
     pub fn superblock(&self) -> &Superblock {
-        &self.0
+        &self.0.superblock
+    }
+
+    fn new(superblock: Superblock) -> Self {
+        let Superblock { device_count, shards, .. } = superblock;
+        let barriers = (0..device_count).map(|_| Barrier::new(shards)).collect();
+        Self(Arc::new(Open { superblock, barriers }))
+    }
+
+    /// Where flushes of a device meet.
+    pub(super) fn barrier(&self, device: usize) -> &Barrier {
+        &self.0.barriers[device]
     }
 }
 
@@ -252,7 +272,7 @@ pub fn open(
         superblock.generation = generation;
         Sync { device, queue: queue.as_mut(), memory }.write_superblocks(superblock)?;
     }
-    Ok(Pool(std::sync::Arc::new(found.swap_remove(0))))
+    Ok(Pool::new(found.swap_remove(0)))
 }
 
 fn is_in_order(found: &[Superblock], superblock: &Superblock) -> bool {

@@ -131,6 +131,7 @@ fn empty_shard(
     Ok(Shard {
         id,
         context: context.clone(),
+        pool: pool.clone(),
         region,
         layout,
         ring: RingId { pool: pool.tag(), shard: id as u16 },

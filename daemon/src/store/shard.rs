@@ -3,7 +3,6 @@
 //! A shard lives in one reactor and is touched by nothing else. Everything that waits (writes, reads,
 //! the committer, the cleaner) holds it by `Rc` and borrows its parts between two awaits, never across.
 
-use super::Context;
 use super::checksum::has_checksum_page;
 use super::cleaner::Jobs;
 use super::format::journal_page::RingId;
@@ -15,6 +14,7 @@ use super::key_log::KeyLog;
 use super::packer::Packer;
 use super::space::{Space, UNITS_PER_BLOCK};
 use super::tokens::TokenWindow;
+use super::{Context, Pool};
 use crate::executor::Waiters;
 use forebay_fabric::Status;
 use forebay_nvme::{BLOCK_BYTES, BlockError};
@@ -47,6 +47,7 @@ pub struct Shard {
     /// Its number.
     pub id: u32,
     pub(super) context: Rc<Context>,
+    pub(super) pool: Pool,
     pub(super) region: ShardRegion,
     pub(super) layout: Layout,
     pub(super) ring: RingId,
