@@ -17,6 +17,7 @@
 //! acknowledges is known even when the machine's power is cut.
 
 mod agent;
+mod cable;
 mod clock;
 mod daemon;
 mod drive;

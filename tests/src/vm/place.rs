@@ -1,5 +1,6 @@
 //! What outlives a machine: its parts list, and the folder with its media and logs.
 
+use super::cable::Cable;
 use super::drive::{Backing, Drive};
 use super::machine::Machine;
 use super::prepared::Prepared;
@@ -9,6 +10,7 @@ use nix::sys::statvfs::statvfs;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 
 /// Files up to this size are kept of a test that fails: logs, and no media.
 const KEPT_BYTES: u64 = 4 << 20;
@@ -21,13 +23,12 @@ const PREFIX: &str = "forebay-vm-place-";
 /// The file in it that is locked as long as it is needed.
 const ALIVE: &str = "alive";
 
-/// Which end of a wire between two machines it is; the path is the wire's socket.
+/// One end of a wire between two machines.
 #[derive(Clone, Debug)]
-pub(super) enum Wire {
-    /// The end that is there first, and stays when the other one goes and comes back.
-    Listens(PathBuf),
-    /// The other one.
-    Connects(PathBuf),
+pub(super) struct Wire {
+    pub(super) cable: Rc<Cable>,
+    /// The last byte of the address of its network device, and of the address that it has for RDMA.
+    pub(super) number: u8,
 }
 
 /// A machine that can be booted, again and again, on the same drives. See the module above.
@@ -83,17 +84,20 @@ impl Place {
         self
     }
 
-    /// With a second network device, whose wire waits for another machine.
-    #[must_use]
-    pub fn with_wire(mut self) -> Self {
-        self.wire = Some(Wire::Listens(self.path("wire.sock")));
-        self
+    /// With a second network device, at a wire that waits for another machine.
+    ///
+    /// # Errors
+    /// There is no room for a socket.
+    pub fn with_wire(mut self) -> anyhow::Result<Self> {
+        let cable = Rc::new(Cable::lay(self.path("wire.sock"))?);
+        self.wire = Some(Wire { cable, number: 2 });
+        Ok(self)
     }
 
-    /// With a second network device, at the wire of `other`: a machine that was booted before, and runs.
+    /// With a second network device, at the wire of `other`.
     #[must_use]
     pub fn wired_to(mut self, other: &Self) -> Self {
-        self.wire = Some(Wire::Connects(other.path("wire.sock")));
+        self.wire = other.wire.clone().map(|wire| Wire { number: 1, ..wire });
         self
     }
 

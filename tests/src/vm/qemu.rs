@@ -85,14 +85,11 @@ fn arguments(place: &Place, media: &[PathBuf], port: u16) -> Vec<String> {
 
 /// The second network device, `eth1` in the guest.
 fn wire(wire: Option<&Wire>) -> Option<(String, String)> {
+    let Wire { cable, number } = wire?;
+    let path = cable.socket().display();
+    let netdev = format!("stream,id=wire,server=off,addr.type=unix,addr.path={path}");
     // Each end has an address of its own: QEMU would give both the same.
-    let (server, path, end) = match wire? {
-        Wire::Listens(path) => ("on", path, 2),
-        Wire::Connects(path) => ("off", path, 1),
-    };
-    let path = path.display();
-    let netdev = format!("stream,id=wire,server={server},addr.type=unix,addr.path={path}");
-    let mac = format!("52:54:00:09:00:0{end}");
+    let mac = format!("52:54:00:09:00:0{number}");
     let device = format!("virtio-net-pci,id={WIRE},netdev=wire,mac={mac},romfile=,ioeventfd=off");
     Some((netdev, device))
 }

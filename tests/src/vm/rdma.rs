@@ -6,7 +6,6 @@
 //! software what network cards do by themselves, so nothing here is as fast as it would be there.
 
 use super::machine::Machine;
-use super::place::Wire;
 use super::qemu::WIRE;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
@@ -50,10 +49,9 @@ impl Machine<'_> {
     }
 
     fn rdma_netdev(&self) -> (&'static str, Ipv4Addr) {
-        match self.place().wire {
+        match &self.place().wire {
             None => ("dummy0", Ipv4Addr::new(10, 9, 0, 1)),
-            Some(Wire::Connects(_)) => ("eth1", Ipv4Addr::new(10, 9, 0, 1)),
-            Some(Wire::Listens(_)) => ("eth1", Ipv4Addr::new(10, 9, 0, 2)),
+            Some(wire) => ("eth1", Ipv4Addr::new(10, 9, 0, wire.number)),
         }
     }
 

@@ -25,7 +25,7 @@ pub(crate) fn one_place() -> Option<Place> {
 
 /// Two places: the server's, with the drives of a pool, and the client's, which is booted first.
 pub(crate) fn two_places(one: fn(u64) -> Drive) -> Option<(Place, Place)> {
-    let client = place()?.with_wire();
+    let client = place()?.with_wire().unwrap();
     Some((with_two_drives(place()?, one).wired_to(&client), client))
 }
 

@@ -30,6 +30,8 @@ fn what_was_acknowledged_by_rdma_survives_the_servers_power_cuts_and_its_client_
     let writer = writer.unwrap();
     // The one client, which was there all the time, has connected again.
     writer.goes_on(100);
+    let log = writer.process.log();
+    log.lines().filter(|line| line.contains(r#""late""#)).for_each(|line| println!("{line}"));
     let last = writer.end();
     println!("{last}");
     assert_kept(&last, timeout, Duration::from_secs(2));

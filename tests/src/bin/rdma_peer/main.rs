@@ -9,6 +9,7 @@ mod kill;
 mod lies;
 mod line;
 mod storm;
+mod watch;
 mod write;
 
 use clap::{Parser, Subcommand};

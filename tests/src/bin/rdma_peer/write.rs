@@ -3,6 +3,7 @@
 //! Guarantees: it goes on whatever happens to its connections; what it says at the end counts every store
 //! that it submitted, and every key that it wrote to. What breaks it: a server that never comes back.
 
+use crate::watch::Watch;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use forebay_fabric::client::{Address, Client, ClientConfig, Pipeline};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 const TELL: Duration = Duration::from_millis(200);
 /// How long the look at the end may be kept waiting by a server that is not there.
 const AUDIT: Duration = Duration::from_secs(120);
+/// How long a turn waits for something to end.
+const WAIT: Duration = Duration::from_millis(10);
 
 #[derive(Args, Debug)]
 pub(crate) struct Write {
@@ -82,7 +85,9 @@ impl Write {
 
     fn write(&self, ledger: &mut Ledger, client: &mut Pipeline) -> anyhow::Result<Written> {
         let (depth, mut told) = (usize::from(self.depth), now());
+        let watch = Watch::start(WAIT);
         ledger.write(client, depth, |so_far| {
+            watch.turned();
             if told.elapsed() < TELL {
                 return Ok(true);
             }
