@@ -60,6 +60,9 @@ pub struct Daemon {
     pub cores: Vec<usize>,
     /// DMA memory of all reactors together, in bytes.
     pub arena_bytes: u64,
+    /// Memory beside the arena that keeps values which are read often, of all reactors together, in bytes. 0:
+    /// every retrieve goes to the device.
+    pub dram_tier_bytes: u64,
     /// DRAM of the key index of all shards together, in bytes (32 a key): the hard cap.
     pub index_bytes: u64,
     /// A reactor sleeps after this long without work, in microseconds.
@@ -335,6 +338,7 @@ impl Default for Daemon {
         Self {
             cores: vec![0],
             arena_bytes: 256 << 20,
+            dram_tier_bytes: 0,
             index_bytes: 256 << 20,
             idle_after_us: 200,
             admin_socket: PathBuf::from("/run/forebay/admin.sock"),

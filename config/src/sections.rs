@@ -101,6 +101,10 @@ fn daemon(report: &mut Report<'_>, root: &mut Section<'_, '_>) -> (Daemon, Vec<u
     if let Some(arena) = section.read(report, "arena", "a size like arena = \"256MiB\"", size) {
         (daemon.arena_bytes, arena_place) = (arena.value, arena.offset);
     }
+    let example = "a size like dram_tier = \"4GiB\", or nothing for none";
+    if let Some(tier) = section.read(report, "dram_tier", example, size) {
+        daemon.dram_tier_bytes = tier.value;
+    }
     if let Some(index) = section
         .read(report, "index", "a size like index = \"256MiB\"", |value| read::size(value, 1 << 20))
     {

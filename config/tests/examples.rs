@@ -30,6 +30,7 @@ fn single_nvme_parses() {
     assert_eq!(config.devices[0].nvme, Nvme::default());
     assert!(!config.devices[0].format_if_blank);
     assert_eq!(config.arena_bytes_min(), 192 << 20);
+    assert_eq!(config.daemon.dram_tier_bytes, 8 << 30);
     let Listen::Tcp { address, .. } = config.listeners[0] else {
         panic!("the first listener is TCP")
     };

@@ -38,7 +38,8 @@ fn each_mistake_has_its_exact_message() {
             "cores = [0, 1]",
             "colour = 1",
             "f.toml:3: unknown key `colour` in [daemon]; remove it; [daemon] takes admin_socket, \
-             arena, cores, drain_timeout_ms, idle_after_us, index, keep_alive_ms, queue_depth",
+             arena, cores, drain_timeout_ms, dram_tier, idle_after_us, index, keep_alive_ms, \
+             queue_depth",
         ),
         (
             "[daemon]\ncores = [0, 1]",
@@ -74,6 +75,12 @@ fn each_mistake_has_its_exact_message() {
             "[0, 1]",
             "[0, 1]\narena = 256",
             "f.toml:4: `arena` is an integer, not a size; write a size like arena = \"256MiB\"",
+        ),
+        (
+            "[0, 1]",
+            "[0, 1]\ndram_tier = 4",
+            "f.toml:4: `dram_tier` is an integer, not a size; write a size like dram_tier = \
+             \"4GiB\", or nothing for none",
         ),
         (
             "[0, 1]",

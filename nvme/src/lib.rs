@@ -21,7 +21,7 @@ pub mod spec;
 pub mod uring;
 pub mod vfio;
 
-pub use arena::{Arena, ArenaError, DmaBuf, Pool, PoolSeed};
+pub use arena::{Arena, ArenaError, Buffer, DmaBuf, Pool, PoolSeed, SharedBuf};
 pub use queue::{BlockError, BlockQueue, Completion, Geometry, Operation, Request};
 
 /// The unit of every address, length and alignment on a device, in bytes.

@@ -10,7 +10,7 @@ use forebay_fabric::rdma::{
     ProviderError, Qp, Room, Shape, Work,
 };
 use forebay_fabric::region;
-use forebay_nvme::DmaBuf;
+use forebay_nvme::Buffer;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -64,7 +64,7 @@ struct Line {
 #[derive(Debug)]
 pub struct Card {
     line: Rc<RefCell<Line>>,
-    ledger: Ledger<DmaBuf>,
+    ledger: Ledger<Buffer>,
     messages: Vec<Vec<u8>>,
     reposted: Vec<u16>,
     unheard: u32,
@@ -127,7 +127,7 @@ impl CardPeer {
 }
 
 impl Card {
-    fn complete(&mut self, sequence: u32, events: &mut Vec<Event<DmaBuf>>) {
+    fn complete(&mut self, sequence: u32, events: &mut Vec<Event<Buffer>>) {
         self.ledger.complete(sequence, true, |Ended { token, held, complete }| {
             events.push(Event::Read { qp: QP, token, buffer: held, complete });
         });
@@ -138,14 +138,14 @@ impl Card {
 }
 
 impl Provider for Card {
-    type Buffer = DmaBuf;
+    type Buffer = Buffer;
     type Region = NoRegion;
 
     fn limits(&self) -> Limits {
         LIMITS
     }
 
-    fn poll(&mut self, _now_us: u64, events: &mut Vec<Event<DmaBuf>>) -> bool {
+    fn poll(&mut self, _now_us: u64, events: &mut Vec<Event<Buffer>>) -> bool {
         let before = events.len();
         let shared = Rc::clone(&self.line);
         let line = &mut *shared.borrow_mut();
@@ -202,7 +202,7 @@ impl Provider for Card {
         self.ledger.in_flight()
     }
 
-    fn post(&mut self, qp: Qp, chain: &mut Chain<DmaBuf>) {
+    fn post(&mut self, qp: Qp, chain: &mut Chain<Buffer>) {
         self.ring_receives(qp);
         let line = &mut *self.line.borrow_mut();
         for buffer in chain.take_buffers() {
@@ -236,7 +236,7 @@ impl Provider for Card {
         true
     }
 
-    fn release(&mut self, _: Qp, ended: &mut dyn FnMut(u32, DmaBuf)) {
+    fn release(&mut self, _: Qp, ended: &mut dyn FnMut(u32, Buffer)) {
         self.ledger.give_up(|Ended { token, held, .. }| ended(token, held));
     }
 

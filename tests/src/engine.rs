@@ -7,6 +7,7 @@ use forebayd::disk::Disk;
 use forebayd::executor::{Ready, Tasks};
 use forebayd::store::geometry::FormatOptions;
 use forebayd::store::pool::{self, Identity};
+use forebayd::store::tier::Tier;
 use forebayd::store::{Background, Context, OpenError, RecoveryError, Store, Usage};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -91,7 +92,20 @@ impl Engine {
         memory: &Memory,
         index_bytes: usize,
     ) -> Result<Self, StartError> {
-        Self::build(devices, || queues(devices), memory, index_bytes)
+        Self::build(devices, || queues(devices), memory, Tier::default(), index_bytes)
+    }
+
+    /// The same with a DRAM tier in `tier`.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_with_tier(
+        devices: &[SimDevice],
+        memory: &Memory,
+        tier: &Memory,
+    ) -> Result<Self, StartError> {
+        let tier = Tier::new(tier.clone());
+        Self::build(devices, || queues(devices), memory, tier, 1 << 20)
     }
 
     /// The same over real queues, one for each device of the pool; `queues` is asked once to open the
@@ -104,19 +118,20 @@ impl Engine {
         memory: &Memory,
         index_bytes: usize,
     ) -> Result<Self, StartError> {
-        Self::build(&[], queues, memory, index_bytes)
+        Self::build(&[], queues, memory, Tier::default(), index_bytes)
     }
 
     fn build(
         devices: &[SimDevice],
         queues: impl Fn() -> Vec<Box<dyn BlockQueue>>,
         memory: &Memory,
+        tier: Tier,
         index_bytes: usize,
     ) -> Result<Self, StartError> {
         let pool = pool::open(&mut queues(), memory, 1).map_err(StartError::Open)?;
         let ready = Ready::new(256);
         let disk = Disk::new(&ready, queues());
-        let context = Context::new(&ready, &disk, memory, &Usage::default());
+        let context = Context::new(&ready, &disk, memory, tier, &Usage::default());
         let mut engine = Self {
             devices: devices.to_vec(),
             disk,

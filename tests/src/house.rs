@@ -14,7 +14,7 @@ use forebay_fabric::rdma::{
     Chain, Event, Limits, Note, Provider, ProviderError, Qp, RdmaConfig, RdmaTransport, Room, Shape,
 };
 use forebay_fabric::region::Region;
-use forebay_nvme::{BlockQueue, DmaBuf, Pool};
+use forebay_nvme::{BlockQueue, Buffer, Pool};
 use forebayd::reactor::{Now, Reactor};
 use std::cell::RefCell;
 use std::io;
@@ -39,7 +39,7 @@ pub trait Watch: Clone {
     }
 
     /// A chain is about to be posted.
-    fn post(&self, _chain: &Chain<DmaBuf>) {}
+    fn post(&self, _chain: &Chain<Buffer>) {}
 }
 
 /// Looks at nothing.
@@ -51,7 +51,7 @@ impl Watch for Blind {}
 /// Simulated verbs under somebody's eyes.
 #[derive(Debug)]
 pub struct Watched<W> {
-    verbs: FakeVerbs<DmaBuf>,
+    verbs: FakeVerbs<Buffer>,
     watch: W,
 }
 
@@ -83,7 +83,12 @@ fn now_of(net: &FakeNet) -> Now {
 impl<W: Watch + 'static> House<W> {
     /// Formats the device behind `queue`, and serves it.
     #[must_use]
-    pub fn new(queue: Box<dyn BlockQueue>, memory: &Pool, watch: &W) -> Rc<RefCell<Self>> {
+    pub fn new(
+        queue: Box<dyn BlockQueue>,
+        memory: &Pool,
+        tier: Option<Pool>,
+        watch: &W,
+    ) -> Rc<RefCell<Self>> {
         let net = FakeNet::new(1, FakeProfile { delay_us: 0, ..FakeProfile::kind() });
         net.advance(BEGIN_US);
         let verbs = Watched { verbs: net.listen(address()), watch: watch.clone() };
@@ -93,7 +98,7 @@ impl<W: Watch + 'static> House<W> {
             now_of(&net)
         };
         let endpoint = Endpoint::tcp(0, address());
-        let reactor = serving::reactor(queue, memory, clock, |_| transport, endpoint);
+        let reactor = serving::reactor(queue, memory, tier, clock, |_| transport, endpoint);
         Rc::new(RefCell::new(Self { net, reactor, watch: watch.clone() }))
     }
 
@@ -155,14 +160,14 @@ impl<W: Watch + 'static> Connector for HouseConnector<W> {
 }
 
 impl<W: Watch> Provider for Watched<W> {
-    type Buffer = DmaBuf;
+    type Buffer = Buffer;
     type Region = FakeRegion;
 
     fn limits(&self) -> Limits {
         self.verbs.limits()
     }
 
-    fn poll(&mut self, now_us: u64, events: &mut Vec<Event<DmaBuf>>) -> bool {
+    fn poll(&mut self, now_us: u64, events: &mut Vec<Event<Buffer>>) -> bool {
         let Self { verbs, watch } = self;
         watch.card(|| verbs.poll(now_us, events))
     }
@@ -201,7 +206,7 @@ impl<W: Watch> Provider for Watched<W> {
         self.verbs.in_flight(qp)
     }
 
-    fn post(&mut self, qp: Qp, chain: &mut Chain<DmaBuf>) {
+    fn post(&mut self, qp: Qp, chain: &mut Chain<Buffer>) {
         let Self { verbs, watch } = self;
         watch.card(|| {
             watch.post(chain);
@@ -221,7 +226,7 @@ impl<W: Watch> Provider for Watched<W> {
         self.verbs.is_drained(qp)
     }
 
-    fn release(&mut self, qp: Qp, ended: &mut dyn FnMut(u32, DmaBuf)) {
+    fn release(&mut self, qp: Qp, ended: &mut dyn FnMut(u32, Buffer)) {
         self.verbs.release(qp, ended);
     }
 

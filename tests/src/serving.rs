@@ -7,7 +7,7 @@
 use forebay_fabric::pdu::{CAPSULE_BYTES_DEFAULT, Endpoint};
 use forebay_fabric::server::{Server, ServerConfig};
 use forebay_fabric::transport::Transport;
-use forebay_nvme::{BlockQueue, DmaBuf, Pool as Memory};
+use forebay_nvme::{BlockQueue, Buffer, Pool as Memory};
 use forebayd::catalog;
 use forebayd::mailbox;
 use forebayd::reactor::{Core, Now, Parts, Reactor};
@@ -28,15 +28,16 @@ pub const QUEUE_DEPTH: u16 = 64;
 /// DRAM for the index, in bytes.
 const INDEX_BYTES: usize = 8 << 20;
 
-/// Formats the device behind `queue` and serves it to the clients of the transport that is made. The clock is read
+/// Formats the device behind `queue` and serves it, with a DRAM tier in `tier`, to the clients of the transport that is made. The clock is read
 /// before every poll.
 ///
 /// # Panics
 /// When the device or the memory is too small.
 #[must_use]
-pub fn reactor<T: Transport<Buffer = DmaBuf>>(
+pub fn reactor<T: Transport<Buffer = Buffer>>(
     queue: Box<dyn BlockQueue>,
     memory: &Memory,
+    tier: Option<Memory>,
     clock: &mut dyn FnMut() -> Now,
     transport: impl FnOnce(&ServerConfig) -> T,
     endpoint: Endpoint,
@@ -55,6 +56,7 @@ pub fn reactor<T: Transport<Buffer = DmaBuf>>(
         reactors: 1,
         queues,
         memory: memory.clone(),
+        tier,
         pool,
         usage: Usage::default(),
         index_bytes: INDEX_BYTES,

@@ -32,7 +32,7 @@ fn reactor(folder: &Path, clock: Clock, bound: Bound) -> Reactor<Wire> {
     let queue = Box::new(device.queue(&memory, 128).unwrap());
     let Bound { listening, endpoint, .. } = bound;
     let serve = |config: &ServerConfig| listening.serve(config, &memory).unwrap();
-    serving::reactor(queue, &memory, &mut || clock.now(), serve, endpoint)
+    serving::reactor(queue, &memory, None, &mut || clock.now(), serve, endpoint)
 }
 
 /// What the client does over and over.

@@ -58,6 +58,8 @@ impl World {
             options,
             namespaces,
             memory_bytes: 32 << 20,
+            // In every other run.
+            tier_bytes: (seed % 2) as usize * (4 << 20),
             index_bytes: 1 << 20,
             slots: 64,
         };

@@ -94,7 +94,7 @@ fn load(client: &mut Client, work: Work, count: u64, bytes: &Bytes) {
 fn commands_over_rdma_allocate_nothing() {
     let (drum, watch) = (Drum::new(768 << 20), Allocations::default());
     let memory = Arena::on_demand(64 << 20).unwrap().pool();
-    let house = House::new(Box::new(drum.queue()), &memory, &watch);
+    let house = House::new(Box::new(drum.queue()), &memory, None, &watch);
     let mut client = House::client(&house);
     let bytes = Bytes::from(vec![7; 256 << 10]);
     for work in [

@@ -8,7 +8,7 @@ use forebay_fabric::pdu::ItemResult;
 use forebay_fabric::rdma::{Chain, Work};
 use forebay_nvme::emulated::{EmulatedConfig, NamespaceConfig, Times};
 use forebay_nvme::pcie::Options;
-use forebay_nvme::{BlockQueue, Completion, DmaBuf, Geometry, Operation};
+use forebay_nvme::{BlockQueue, Buffer, Completion, Geometry, Operation};
 use forebay_tests::house::{House, Watch};
 use forebay_tests::pcie::SteppedQueue;
 use std::cell::RefCell;
@@ -35,7 +35,7 @@ impl Addresses {
 }
 
 impl Watch for Addresses {
-    fn post(&self, chain: &Chain<DmaBuf>) {
+    fn post(&self, chain: &Chain<Buffer>) {
         let address = |piece: usize| {
             let piece = &chain.pieces()[piece];
             chain.buffers()[piece.buffer].as_ptr().addr() + piece.range.start
@@ -92,7 +92,7 @@ fn house(addresses: &Addresses) -> SharedHouse {
     let config = EmulatedConfig { times: Times::none(), namespaces, ..EmulatedConfig::default() };
     let queue = SteppedQueue::open(config, Options::default(), 128);
     let memory = queue.pool();
-    House::new(Box::new(Noted { queue, addresses: addresses.clone() }), &memory, addresses)
+    House::new(Box::new(Noted { queue, addresses: addresses.clone() }), &memory, None, addresses)
 }
 
 /// What `work` makes the reactor copy.

@@ -23,7 +23,7 @@ fn ended(client: &mut Pipeline<HouseConnector<Blind>>) -> Status {
 #[test]
 fn a_value_that_expired_while_the_reactor_slept_is_not_found() {
     let (drum, memory) = (Drum::new(768 << 20), Arena::on_demand(64 << 20).unwrap().pool());
-    let house = House::new(Box::new(drum.queue()), &memory, &Blind);
+    let house = House::new(Box::new(drum.queue()), &memory, None, &Blind);
     let mut client = House::client(&house);
     let value = Bytes::from(vec![7; 4096]);
     client.submit(Request::store(NAMESPACE, KEY, value)).unwrap();

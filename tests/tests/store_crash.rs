@@ -7,8 +7,8 @@
 //! `FOREBAY_CRASHES=n` sets how many power cuts there are.
 
 use forebay_fabric::Status;
-use forebay_nvme::Pool as Memory;
 use forebay_nvme::sim::{Faults, SimConfig, SimDevice};
+use forebay_nvme::{Arena, Pool as Memory};
 use forebay_tests::engine::{Engine, StartError, format, memory};
 use forebay_tests::kv;
 use forebayd::store::geometry::FormatOptions;
@@ -22,6 +22,8 @@ const CLIENTS: u64 = 8;
 const KEYS: usize = 4;
 const CRASHES_PER_RUN: u64 = 4;
 const NAMESPACE: u32 = 16;
+/// Of a DRAM tier, which half of the runs have.
+const TIER_BYTES: usize = 4 << 20;
 
 /// A value is its key and a number; what it contains follows from both.
 type Version = u64;
@@ -150,8 +152,15 @@ fn verify(engine: &mut Engine, model: &Model) {
     assert_eq!(listed, Ok(alive), "the listing");
 }
 
-fn start(devices: &[SimDevice], memory: &Memory) -> Result<Engine, StartError> {
-    let engine = Engine::start(devices, memory)?;
+fn start(
+    devices: &[SimDevice],
+    memory: &Memory,
+    tier: Option<&Memory>,
+) -> Result<Engine, StartError> {
+    let engine = match tier {
+        Some(tier) => Engine::start_with_tier(devices, memory, tier)?,
+        None => Engine::start(devices, memory)?,
+    };
     let namespace = Namespace {
         name: "test".to_owned(),
         class: Class::Durable,
@@ -163,8 +172,9 @@ fn start(devices: &[SimDevice], memory: &Memory) -> Result<Engine, StartError> {
 }
 
 /// Of 1000 flushes, so many fail.
-fn one_run(seed: u64, memory: &Memory, flush_fail_per_mille: u32) {
+fn one_run(seed: u64, memory: &Memory, tier: &Memory, flush_fail_per_mille: u32) {
     let mut rng = fastrand::Rng::with_seed(seed);
+    let tier = rng.bool().then_some(tier);
     let segment_blocks = if rng.bool() { 16 } else { 40 };
     let count = rng.usize(1..3);
     let devices: Vec<SimDevice> = (0..count)
@@ -192,7 +202,7 @@ fn one_run(seed: u64, memory: &Memory, flush_fail_per_mille: u32) {
     let model = Model::default();
     let width = if rng.bool() { 1 } else { 1000 };
     for _ in 0..CRASHES_PER_RUN {
-        let mut engine = start(&devices, memory).expect("the pool opens and recovers");
+        let mut engine = start(&devices, memory, tier).expect("the pool opens and recovers");
         verify(&mut engine, &model);
         for number in 0..CLIENTS {
             let task = client(engine.store().clone(), model.clone(), number, width, rng.u64(..));
@@ -206,8 +216,12 @@ fn one_run(seed: u64, memory: &Memory, flush_fail_per_mille: u32) {
         }
         devices.iter().for_each(|device| device.crash(rng.u64(..)));
     }
-    let mut engine = start(&devices, memory).expect("the pool opens and recovers");
+    let mut engine = start(&devices, memory, tier).expect("the pool opens and recovers");
     verify(&mut engine, &model);
+    if let Some(tier) = tier {
+        drop(engine);
+        assert_eq!(tier.free_bytes(), tier.total_bytes(), "who is gone holds no memory");
+    }
 }
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -215,13 +229,13 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 fn runs(crashes: u64, flush_fail_per_mille: u32) {
-    let memory = memory();
+    let (memory, tier) = (memory(), Arena::on_demand(TIER_BYTES).expect("4 MiB").pool());
     if let Some(seed) = from_environment("FOREBAY_SEED") {
-        return one_run(seed, &memory, flush_fail_per_mille);
+        return one_run(seed, &memory, &tier, flush_fail_per_mille);
     }
     let crashes = from_environment("FOREBAY_CRASHES").unwrap_or(crashes);
     for seed in 0..crashes.div_ceil(CRASHES_PER_RUN) {
-        let run = || one_run(seed, &memory, flush_fail_per_mille);
+        let run = || one_run(seed, &memory, &tier, flush_fail_per_mille);
         if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
             eprintln!("failed with seed {seed}: replay with FOREBAY_SEED={seed}");
             std::panic::resume_unwind(panic);

@@ -7,6 +7,7 @@
 use super::Now;
 use crate::disk::Disk;
 use crate::executor::{Ready, TaskId, Tasks};
+use crate::store::tier::Tier;
 use crate::store::{self, Background, RecoveryError, Store, Usage};
 use forebay_nvme::{BlockQueue, Pool};
 use std::cell::{Cell, RefCell};
@@ -31,6 +32,8 @@ pub struct Parts {
     pub queues: Vec<Box<dyn BlockQueue>>,
     /// Its slice of the arena.
     pub memory: Pool,
+    /// What its DRAM tier has of the arena, if it has one.
+    pub tier: Option<Pool>,
     /// The pool whose shards it serves.
     pub pool: store::Pool,
     /// Bytes used in each namespace, over all reactors.
@@ -72,10 +75,11 @@ impl Core {
     /// # Errors
     /// [`RecoveryError`].
     pub fn recover(parts: Parts, clock: &mut dyn FnMut() -> Now) -> Result<Self, RecoveryError> {
-        let Parts { reactor, reactors, queues, memory, pool, usage, index_bytes } = parts;
+        let Parts { reactor, reactors, queues, memory, tier, pool, usage, index_bytes } = parts;
+        let tier = tier.map_or_else(Tier::default, Tier::new);
         let ready = Ready::new(READY_WAKES);
         let disk = Disk::new(&ready, queues);
-        let context = store::Context::new(&ready, &disk, &memory, &usage);
+        let context = store::Context::new(&ready, &disk, &memory, tier, &usage);
         let mut tasks = Tasks::new(&ready, BACKGROUND_SET, 1);
         let (reactor, reactors) = (reactor.into(), reactors.into());
         let recovering = {

@@ -24,7 +24,7 @@ use crate::service::{self, Commands, Context, Door, Outgoing};
 use forebay_fabric::Status;
 use forebay_fabric::server::Server;
 use forebay_fabric::transport::Transport;
-use forebay_nvme::DmaBuf;
+use forebay_nvme::Buffer;
 use mail::{Letters, Notice, Question, Report};
 use std::rc::Rc;
 
@@ -42,7 +42,7 @@ pub enum Phase {
 }
 
 /// One reactor. See the module.
-pub struct Reactor<T: Transport<Buffer = DmaBuf>> {
+pub struct Reactor<T: Transport<Buffer = Buffer>> {
     core: Core,
     cx: Rc<Context>,
     commands: Box<dyn Commands>,
@@ -50,13 +50,13 @@ pub struct Reactor<T: Transport<Buffer = DmaBuf>> {
     mailbox: Rc<Letters>,
 }
 
-impl<T: Transport<Buffer = DmaBuf>> std::fmt::Debug for Reactor<T> {
+impl<T: Transport<Buffer = Buffer>> std::fmt::Debug for Reactor<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reactor").field("core", &self.core).finish_non_exhaustive()
     }
 }
 
-impl<T: Transport<Buffer = DmaBuf>> Reactor<T> {
+impl<T: Transport<Buffer = Buffer>> Reactor<T> {
     /// A reactor that serves the store of `core` to the clients of `servers`.
     #[must_use]
     pub fn new(core: Core, cx: Rc<Context>, servers: Vec<Server<T>>) -> Self {

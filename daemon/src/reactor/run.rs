@@ -5,13 +5,13 @@
 
 use super::{Clock, LONGEST_SLEEP_US, Now, Phase, Reactor, Sleeper};
 use forebay_fabric::transport::Transport;
-use forebay_nvme::DmaBuf;
+use forebay_nvme::Buffer;
 
 /// Loops until the reactor is told to stop. `on_phase` hears of every change of its phase.
 ///
 /// # Errors
 /// The reactor cannot wait for its descriptors.
-pub fn run<T: Transport<Buffer = DmaBuf>>(
+pub fn run<T: Transport<Buffer = Buffer>>(
     reactor: &mut Reactor<T>,
     clock: Clock,
     idle_after_us: u64,
@@ -39,7 +39,7 @@ pub fn run<T: Transport<Buffer = DmaBuf>>(
     Ok(())
 }
 
-impl<T: Transport<Buffer = DmaBuf>> Reactor<T> {
+impl<T: Transport<Buffer = Buffer>> Reactor<T> {
     /// A sleeper that everything wakes which can give this reactor work.
     fn sleeper(&self) -> nix::Result<Sleeper> {
         let mut sleeper = Sleeper::new()?;

@@ -22,7 +22,7 @@ use forebay_fabric::server::{Server, ServerConfig};
 use forebay_fabric::stream::sim::{SimListener, SimNet, SimStream};
 use forebay_fabric::stream::{StreamConfig, StreamTransport};
 use forebay_nvme::sim::SimDevice;
-use forebay_nvme::{Arena, ArenaError, BlockQueue, DmaBuf};
+use forebay_nvme::{Arena, ArenaError, BlockQueue, Buffer, PoolSeed};
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
@@ -50,6 +50,8 @@ pub struct SimConfig {
     pub namespaces: Vec<Namespace>,
     /// Arena memory of each reactor, in bytes.
     pub memory_bytes: usize,
+    /// What its DRAM tier has beside that, in bytes.
+    pub tier_bytes: usize,
     /// DRAM for the indexes of each reactor, in bytes.
     pub index_bytes: usize,
     /// Commands in service on each reactor.
@@ -82,7 +84,7 @@ pub enum SimError {
 /// A simulated daemon.
 #[derive(Debug)]
 pub struct SimDaemon {
-    reactors: Vec<Reactor<StreamTransport<SimListener, DmaBuf>>>,
+    reactors: Vec<Reactor<StreamTransport<SimListener, Buffer>>>,
     addresses: Vec<super::mail::Address>,
     net: SimNet,
     rng: fastrand::Rng,
@@ -104,18 +106,20 @@ impl SimDaemon {
         let mut rng = fastrand::Rng::with_seed(config.seed);
         let pool = open_pool(config, &mut rng)?;
         let (seats, addresses) = mailbox::mesh(config.reactors).map_err(io::Error::from)?;
-        let memory = Arena::on_demand(config.memory_bytes * usize::from(config.reactors))?;
+        let memory_bytes = config.memory_bytes + config.tier_bytes;
+        let memory = Arena::on_demand(memory_bytes * usize::from(config.reactors))?;
         let memory = memory.split(config.reactors.into());
         let (usage, mut table) = (Usage::default(), Table::default());
         let endpoints = (0..config.reactors).map(|n| Endpoint::tcp(n, address(n))).collect();
         let common = server_config(config, &pool, endpoints, &mut rng);
         let mut reactors = Vec::new();
-        for ((seat, memory), reactor) in seats.into_iter().zip(memory).zip(0..) {
+        for ((seat, mut memory), reactor) in seats.into_iter().zip(memory).zip(0..) {
             let mut clock = || tick_clock(net);
             let parts = Parts {
                 reactor,
                 reactors: config.reactors,
                 queues: queues(config),
+                tier: memory.cut_off(config.tier_bytes).map(PoolSeed::into_pool),
                 memory: memory.into_pool(),
                 pool: pool.clone(),
                 usage: usage.clone(),
@@ -168,7 +172,7 @@ impl SimDaemon {
 
     /// The reactors.
     #[must_use]
-    pub fn reactors(&self) -> &[Reactor<StreamTransport<SimListener, DmaBuf>>] {
+    pub fn reactors(&self) -> &[Reactor<StreamTransport<SimListener, Buffer>>] {
         &self.reactors
     }
 

@@ -13,12 +13,12 @@ use forebay_fabric::shm::{Shm, socket_path};
 use forebay_fabric::stream::tcp::Tcp;
 use forebay_fabric::stream::{StreamConfig, StreamTransport};
 use forebay_fabric::transport::Transport;
-use forebay_nvme::{DmaBuf, Pool};
+use forebay_nvme::{Buffer, Pool};
 use std::net::SocketAddr;
 use std::path::Path;
 
 /// A reactor's transport of any kind.
-pub type Wire = Box<dyn Transport<Buffer = DmaBuf>>;
+pub type Wire = Box<dyn Transport<Buffer = Buffer>>;
 
 /// Bound, and not served yet.
 #[derive(Debug)]

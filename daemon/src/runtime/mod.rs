@@ -31,6 +31,7 @@ use events::{Event, Events, Inbox};
 use forebay_config::Config;
 use forebay_fabric::pdu::{CAPSULE_BYTES_DEFAULT, Endpoint};
 use forebay_fabric::server::ServerConfig;
+use forebay_nvme::arena::BUFFER_BYTES_MAX;
 use forebay_nvme::{Arena, ArenaError};
 use listening::Listening;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -130,7 +131,11 @@ fn start(
 ) -> Result<(Vec<Address>, Vec<Thread>), RunError> {
     let daemon = &config.daemon;
     let count = daemon.cores.len();
-    let memory = Arena::new(daemon.arena_bytes as usize)?.split(count);
+    // Of each, in whole units of the arena.
+    let tier_bytes = daemon.dram_tier_bytes as usize / count;
+    let tier_bytes = tier_bytes.next_multiple_of(BUFFER_BYTES_MAX);
+    let tier_bytes = if daemon.dram_tier_bytes > 0 { tier_bytes.max(BUFFER_BYTES_MAX) } else { 0 };
+    let memory = Arena::new(daemon.arena_bytes as usize + count * tier_bytes)?.split(count);
     let (seats, addresses) = mailbox::mesh(count as u16)?;
     let mut threads = Vec::new();
     for (((core, memory), seat), reactor) in daemon.cores.iter().zip(memory).zip(seats).zip(0..) {
@@ -141,6 +146,7 @@ fn start(
             media: devices.media.clone(),
             queue_depth: daemon.queue_depth,
             memory,
+            tier_bytes,
             pool: devices.pool.clone(),
             usage: usage.clone(),
             index_bytes: daemon.index_bytes as usize / count,

@@ -38,6 +38,8 @@ pub struct Berth {
     pub queue_depth: u32,
     /// Its slice of the arena.
     pub memory: PoolSeed,
+    /// What its DRAM tier gets of that, in bytes.
+    pub tier_bytes: usize,
     /// The pool.
     pub pool: store::Pool,
     /// Bytes used in each namespace.
@@ -91,13 +93,16 @@ pub enum ReactorError {
 /// # Errors
 /// [`ReactorError`].
 pub fn live(berth: Berth, events: &Events, orders: &Receiver<Order>) -> Result<(), ReactorError> {
-    let Berth { reactor, reactors, media, memory, pool, usage, index_bytes, .. } = berth;
-    let Berth { core: cpu, queue_depth, seat, namespaces, idle_after_us, clock, .. } = berth;
+    let Berth { reactor, reactors, media, mut memory, tier_bytes, pool, usage, .. } = berth;
+    let Berth {
+        index_bytes, core: cpu, queue_depth, seat, namespaces, idle_after_us, clock, ..
+    } = berth;
     pin(cpu);
+    let tier = memory.cut_off(tier_bytes).map(PoolSeed::into_pool);
     let memory = memory.into_pool();
     let queues = media.iter().map(|device| device.queue(&memory, queue_depth));
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
-    let parts = Parts { reactor, reactors, queues, memory, pool, usage, index_bytes };
+    let parts = Parts { reactor, reactors, queues, memory, tier, pool, usage, index_bytes };
     let read = &mut || clock.now();
     let mut core = Core::recover(parts, read)?;
     let mailbox = Rc::new(seat.take(&core.ready));

@@ -8,14 +8,14 @@
 use super::context::Context;
 use super::serve::{Refusal, client_data, user};
 use super::slots::{SlotIndex, Words};
-use crate::store::{Fragment, PendingDelete, PendingRetrieve, PendingStore, StoreRequest};
+use crate::store::{Fragment, PendingDelete, PendingStore, Retrieve, StoreRequest};
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{
     ITEMS_MAX, Item, ItemResult, Opcode, VALUE_BYTES_MAX, crc32c, response_flags,
 };
 use forebay_fabric::server::Reply;
 use forebay_fabric::transport::Payload;
-use forebay_nvme::DmaBuf;
+use forebay_nvme::{Buffer, DmaBuf};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -33,7 +33,7 @@ pub(super) enum Pending<'k> {
     /// A store.
     Store(PendingStore<'k>),
     /// A retrieve.
-    Retrieve(PendingRetrieve),
+    Retrieve(Retrieve),
     /// A delete.
     Delete(PendingDelete),
 }
@@ -58,7 +58,7 @@ struct Batch<'a> {
 }
 
 /// The end of a batch: a reply, and the data that goes with it.
-pub(super) type Batched = (Reply<DmaBuf>, Vec<Payload<DmaBuf>>);
+pub(super) type Batched = (Reply<Buffer>, Vec<Payload<Buffer>>);
 
 /// Carries out the batch in slot `at`.
 pub(super) async fn serve(
@@ -86,7 +86,7 @@ pub(super) async fn serve(
     batch.finish(&mut pending, &mut table, &mut parts).await;
     cx.batches.give_back_pending(pending);
     let crc = crc32c(&table.as_ref()[..items * RESULT_BYTES]);
-    parts.insert(0, Payload { buffer: table, range: 0..items * RESULT_BYTES });
+    parts.insert(0, Payload { buffer: table.into(), range: 0..items * RESULT_BYTES });
     let flags = response_flags::ITEMS;
     Ok((Reply { status: Status::Ok, result: 0, flags, data_crc: crc, payload: None }, parts))
 }
@@ -171,7 +171,7 @@ impl<'a> Batch<'a> {
         &self,
         pending: &mut Vec<Pending<'a>>,
         table: &mut DmaBuf,
-        parts: &mut Vec<Payload<DmaBuf>>,
+        parts: &mut Vec<Payload<Buffer>>,
     ) {
         for (index, mut item) in pending.drain(..).enumerate() {
             if let Pending::Again(place) = &item {
@@ -186,7 +186,7 @@ impl<'a> Batch<'a> {
     async fn finish_item(
         &self,
         item: Pending<'a>,
-        parts: &mut Vec<Payload<DmaBuf>>,
+        parts: &mut Vec<Payload<Buffer>>,
     ) -> Result<Ended, Refusal> {
         Ok(match item {
             Pending::Done(ended) => Ended::of(ended?),
@@ -233,7 +233,7 @@ fn item_result(ended: Result<Ended, Refusal>) -> ItemResult {
 #[derive(Debug)]
 pub(super) struct Batches {
     pending: RefCell<Vec<Vec<Pending<'static>>>>,
-    parts: RefCell<Vec<Vec<Payload<DmaBuf>>>>,
+    parts: RefCell<Vec<Vec<Payload<Buffer>>>>,
 }
 
 impl Batches {
@@ -256,13 +256,13 @@ impl Batches {
         self.pending.borrow_mut().push(empty);
     }
 
-    fn take_parts(&self) -> Vec<Payload<DmaBuf>> {
+    fn take_parts(&self) -> Vec<Payload<Buffer>> {
         let used = self.parts.borrow_mut().pop();
         used.unwrap_or_else(|| Vec::with_capacity(1 + ITEMS_MAX))
     }
 
     /// Takes back a vector whose parts have been sent.
-    pub(super) fn give_back_parts(&self, mut parts: Vec<Payload<DmaBuf>>) {
+    pub(super) fn give_back_parts(&self, mut parts: Vec<Payload<Buffer>>) {
         parts.clear();
         self.parts.borrow_mut().push(parts);
     }

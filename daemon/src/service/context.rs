@@ -16,7 +16,7 @@ use crate::store::Store;
 use forebay_fabric::Status;
 use forebay_fabric::server::{Counters as Counted, Reply};
 use forebay_fabric::transport::Payload;
-use forebay_nvme::DmaBuf;
+use forebay_nvme::{Buffer, DmaBuf};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -28,11 +28,11 @@ pub(super) type Checkpoints = checkpoint::Service<Chunks>;
 #[derive(Debug)]
 pub enum Outgoing {
     /// End a command.
-    Reply(Origin, Reply<DmaBuf>),
+    Reply(Origin, Reply<Buffer>),
     /// End a batch, whose data lies in several buffers.
-    Parts(Origin, Reply<DmaBuf>, Vec<Payload<DmaBuf>>),
+    Parts(Origin, Reply<Buffer>, Vec<Payload<Buffer>>),
     /// Bring the client's data.
-    Pull(Origin, DmaBuf),
+    Pull(Origin, Buffer),
 }
 
 /// What a [`Context`] is set up with.
@@ -119,36 +119,40 @@ impl Context {
     }
 
     /// Frees slot `at` and sends its reply.
-    pub fn finish(&self, at: SlotIndex, reply: Reply<DmaBuf>) {
+    pub fn finish(&self, at: SlotIndex, reply: Reply<Buffer>) {
         self.counters.reply(reply.status);
         let origin = self.slots.give_back(at);
         self.outgoing.borrow_mut().push_back(Outgoing::Reply(origin, reply));
     }
 
     /// Frees slot `at` and sends the reply of its batch.
-    pub fn finish_parts(&self, at: SlotIndex, reply: Reply<DmaBuf>, parts: Vec<Payload<DmaBuf>>) {
+    pub fn finish_parts(&self, at: SlotIndex, reply: Reply<Buffer>, parts: Vec<Payload<Buffer>>) {
         self.counters.reply(reply.status);
         let origin = self.slots.give_back(at);
         self.outgoing.borrow_mut().push_back(Outgoing::Parts(origin, reply, parts));
     }
 
     /// Takes back the vector of a batch's data once it has been handed on.
-    pub fn sent(&self, parts: Vec<Payload<DmaBuf>>) {
+    pub fn sent(&self, parts: Vec<Payload<Buffer>>) {
         self.batches.give_back_parts(parts);
     }
 
     /// Answers a command that got no slot.
+    pub fn answer(&self, origin: Origin, reply: Reply<Buffer>) {
+        self.counters.reply(reply.status);
+        self.outgoing.borrow_mut().push_back(Outgoing::Reply(origin, reply));
+    }
+
+    /// Refuses a command that got no slot.
     pub fn refuse(&self, origin: Origin, refusal: Refusal) {
         let Refusal { status, result } = refusal;
-        self.counters.reply(status);
-        let reply = Outgoing::Reply(origin, Reply::status(status, result));
-        self.outgoing.borrow_mut().push_back(reply);
+        self.answer(origin, Reply::status(status, result));
     }
 
     /// Has the client's data brought into `buffer`; the polled task waits for it.
     pub fn pull(&self, at: SlotIndex, buffer: DmaBuf) {
         let origin = self.slots.pulling(at);
-        self.outgoing.borrow_mut().push_back(Outgoing::Pull(origin, buffer));
+        self.outgoing.borrow_mut().push_back(Outgoing::Pull(origin, buffer.into()));
     }
 
     /// The next thing for a server to do.

@@ -11,7 +11,7 @@ use forebay_fabric::Status;
 use forebay_fabric::checkpoint::{Chunk, ChunkKey};
 use forebay_fabric::pdu::{Opcode, VALUE_BYTES_MAX, crc32c};
 use forebay_fabric::server::Reply;
-use forebay_nvme::DmaBuf;
+use forebay_nvme::Buffer;
 use serde_json::Value;
 use std::rc::Rc;
 
@@ -20,7 +20,7 @@ pub(super) async fn serve(
     cx: &Rc<Context>,
     at: SlotIndex,
     opcode: Opcode,
-) -> Result<Reply<DmaBuf>, Refusal> {
+) -> Result<Reply<Buffer>, Refusal> {
     match opcode {
         Opcode::Namespaces => json_reply(cx, at, &cx.namespaces_report()).await,
         Opcode::Stats => json_reply(cx, at, &cx.report()).await,
@@ -34,7 +34,7 @@ pub(super) fn check_chunk(key: &[u8]) -> Result<(), Status> {
 }
 
 /// PUT: a store in the chunks' namespace, but what is there already never changes.
-pub(super) async fn put(cx: &Rc<Context>, at: SlotIndex) -> Result<Reply<DmaBuf>, Refusal> {
+pub(super) async fn put(cx: &Rc<Context>, at: SlotIndex) -> Result<Reply<Buffer>, Refusal> {
     let new = {
         let key = cx.slots.lend_key(at);
         ChunkKey::parse_put(&key).ok_or(Status::Malformed)?;
@@ -67,7 +67,7 @@ async fn checkpoint(
     cx: &Rc<Context>,
     at: SlotIndex,
     opcode: Opcode,
-) -> Result<Reply<DmaBuf>, Refusal> {
+) -> Result<Reply<Buffer>, Refusal> {
     let Some(service) = &cx.checkpoints else {
         let result = cx.catalog_reactor.into();
         return Err(Refusal { status: Status::WrongReactor, result });
@@ -124,7 +124,7 @@ async fn json_reply(
     cx: &Rc<Context>,
     at: SlotIndex,
     json: &Value,
-) -> Result<Reply<DmaBuf>, Refusal> {
+) -> Result<Reply<Buffer>, Refusal> {
     bytes_reply(cx, at, json.to_string().as_bytes(), 0).await
 }
 
@@ -133,7 +133,7 @@ async fn bytes_reply(
     at: SlotIndex,
     bytes: &[u8],
     result: u64,
-) -> Result<Reply<DmaBuf>, Refusal> {
+) -> Result<Reply<Buffer>, Refusal> {
     if bytes.is_empty() {
         return Ok(Reply::status(Status::Ok, result));
     }

@@ -26,10 +26,11 @@ pub use report::namespace;
 pub use slots::{Origin, SlotIndex};
 
 use crate::executor::{TaskId, Tasks};
+use crate::store::Retrieve;
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{Capsule, Opcode};
 use forebay_fabric::server::{RequestId, Service};
-use forebay_nvme::DmaBuf;
+use forebay_nvme::Buffer;
 use serve::Refusal;
 use std::future::Future;
 use std::rc::Rc;
@@ -100,32 +101,39 @@ impl Door<'_> {
         Origin { listener: self.listener, id }
     }
 
-    /// Gives a command a slot, and begins what can begin at once.
+    /// Gives a command a slot, and begins what can begin at once; what is in memory is answered at once, and
+    /// needs none.
     fn take(
         &self,
         origin: Origin,
         opcode: Opcode,
         capsule: &Capsule<'_>,
         deadline_us: u64,
-    ) -> Result<SlotIndex, Refusal> {
+    ) -> Result<Option<SlotIndex>, Refusal> {
         let cx = self.cx;
         if cx.slots.are_taken() {
             return Err(Status::Busy.into());
         }
         if let Some(started) = serve::start_retrieve(cx, opcode, capsule) {
-            let pending = started?;
-            if pending.is_under_way() {
-                return Ok(cx.slots.take_for_retrieve(origin, pending)?);
+            match started? {
+                Retrieve::Found(fragment) => {
+                    cx.answer(origin, serve::retrieved(cx, fragment));
+                    return Ok(None);
+                }
+                Retrieve::Reading(pending) if pending.is_under_way() => {
+                    return Ok(Some(cx.slots.take_for_retrieve(origin, pending)?));
+                }
+                Retrieve::Reading(_) => {}
             }
         }
         let alloc = |bytes| cx.memory.pool().alloc(bytes);
         let at = cx.slots.take(origin, opcode, capsule, deadline_us, alloc)?;
         cx.counters.bytes_copied.add(capsule.data.len() as u64);
-        Ok(at)
+        Ok(Some(at))
     }
 }
 
-impl Service<DmaBuf> for Door<'_> {
+impl Service<Buffer> for Door<'_> {
     fn request(&mut self, id: RequestId, capsule: &Capsule<'_>, deadline_us: u64) {
         let cx = self.cx;
         cx.counters.command(capsule.command.opcode);
@@ -134,12 +142,14 @@ impl Service<DmaBuf> for Door<'_> {
             return cx.refuse(origin, Status::Unsupported.into());
         };
         match self.take(origin, opcode, capsule, deadline_us) {
-            Ok(at) => self.commands.start(at),
+            Ok(Some(at)) => self.commands.start(at),
+            Ok(None) => {}
             Err(refusal) => cx.refuse(origin, refusal),
         }
     }
 
-    fn pulled(&mut self, id: RequestId, buffer: DmaBuf, complete: bool) {
+    fn pulled(&mut self, id: RequestId, buffer: Buffer, complete: bool) {
+        let buffer = buffer.into_own().expect("a pull goes to memory of its own");
         let at = self.cx.slots.find(self.origin(id));
         let at = at.expect("a command stays in its slot until its data has come or gone");
         self.cx.slots.pulled(at, buffer, complete);

@@ -24,6 +24,7 @@ impl Context {
             "memory_bytes": memory.total_bytes(),
             "memory_free_bytes": memory.free_bytes(),
             "memory_low_water_bytes": memory.low_water_bytes(),
+            "dram_tier": self.store.context().tier.report(),
             "commands_in_service": self.slots.in_use(),
             "device_requests_in_flight": self.store.context().disk.in_flight(),
             "counters": self.counters.to_json(),

@@ -9,14 +9,14 @@ use super::slots::SlotIndex;
 use super::{batch, control};
 use crate::executor::TaskId;
 use crate::store::namespace::{CHUNKS, FIRST_USER};
-use crate::store::{Fragment, PendingRetrieve, StoreRequest};
+use crate::store::{Fragment, Retrieve, StoreRequest};
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{
     Capsule, Command, KEY_BYTES, Opcode, VALUE_BYTES_MAX, command_flags, crc32c,
 };
 use forebay_fabric::server::Reply;
 use forebay_fabric::transport::Payload;
-use forebay_nvme::DmaBuf;
+use forebay_nvme::{Buffer, DmaBuf};
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
@@ -39,11 +39,12 @@ impl From<Status> for Refusal {
 /// A reply with the bytes `range` of `buffer`.
 #[must_use]
 pub(super) fn with_data(
-    buffer: DmaBuf,
+    buffer: impl Into<Buffer>,
     range: Range<usize>,
     crc: u32,
     result: u64,
-) -> Reply<DmaBuf> {
+) -> Reply<Buffer> {
+    let buffer = buffer.into();
     let payload = (!range.is_empty()).then_some(Payload { buffer, range });
     Reply { status: Status::Ok, result, flags: 0, data_crc: crc, payload }
 }
@@ -64,7 +65,7 @@ pub(super) async fn attend(cx: Rc<Context>, at: SlotIndex) {
     }
 }
 
-async fn carry_out(cx: &Rc<Context>, at: SlotIndex) -> Result<Reply<DmaBuf>, Refusal> {
+async fn carry_out(cx: &Rc<Context>, at: SlotIndex) -> Result<Reply<Buffer>, Refusal> {
     let (opcode, namespace) = {
         let slot = cx.slots.at(at).borrow();
         (slot.opcode, slot.namespace())
@@ -94,7 +95,7 @@ pub(super) async fn store(
     cx: &Rc<Context>,
     at: SlotIndex,
     namespace: u32,
-) -> Result<Reply<DmaBuf>, Refusal> {
+) -> Result<Reply<Buffer>, Refusal> {
     let key = cx.slots.lend_key(at);
     cx.check(namespace, &key)?;
     let value = client_data(cx, at).await?;
@@ -139,7 +140,7 @@ pub(super) fn start_retrieve(
     cx: &Context,
     opcode: Opcode,
     capsule: &Capsule<'_>,
-) -> Option<Result<PendingRetrieve, Refusal>> {
+) -> Option<Result<Retrieve, Refusal>> {
     let is_retrieve = matches!(opcode, Opcode::Retrieve | Opcode::CheckpointRead);
     let single = is_retrieve && capsule.items.is_empty();
     single.then(|| begin_retrieve(cx, opcode, capsule.command, capsule.keys))
@@ -150,7 +151,7 @@ fn begin_retrieve(
     opcode: Opcode,
     command: &Command,
     key: &[u8],
-) -> Result<PendingRetrieve, Refusal> {
+) -> Result<Retrieve, Refusal> {
     let namespace = if opcode == Opcode::CheckpointRead {
         control::check_chunk(key)?;
         CHUNKS
@@ -177,7 +178,7 @@ pub(super) fn advance_retrieve(cx: &Context, at: SlotIndex, task: TaskId) -> boo
 }
 
 /// One that could not begin at once, for want of memory or of bytes in its value.
-async fn retrieve(cx: &Context, at: SlotIndex) -> Result<Reply<DmaBuf>, Refusal> {
+async fn retrieve(cx: &Context, at: SlotIndex) -> Result<Reply<Buffer>, Refusal> {
     let begun = {
         let slot = cx.slots.at(at).borrow();
         begin_retrieve(cx, slot.opcode, &slot.command, slot.key())?
@@ -185,13 +186,13 @@ async fn retrieve(cx: &Context, at: SlotIndex) -> Result<Reply<DmaBuf>, Refusal>
     Ok(retrieved(cx, begun.finish().await?))
 }
 
-fn retrieved(cx: &Context, fragment: Fragment) -> Reply<DmaBuf> {
+pub(super) fn retrieved(cx: &Context, fragment: Fragment) -> Reply<Buffer> {
     let Fragment { buffer, range, crc, value_length } = fragment;
     cx.counters.bytes_retrieved.add(range.len() as u64);
     with_data(buffer, range, crc, value_length.into())
 }
 
-async fn delete(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {
+async fn delete(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<Buffer>, Refusal> {
     let key = cx.slots.lend_key(at);
     let token = cx.slots.at(at).borrow().command.token.get();
     let started = cx.store.start_delete(namespace, &key, token);
@@ -200,14 +201,14 @@ async fn delete(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply
     Ok(Reply::status(Status::Ok, was_there.into()))
 }
 
-fn exist(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {
+fn exist(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<Buffer>, Refusal> {
     let slot = cx.slots.at(at).borrow();
     let found = cx.store.exist(namespace, slot.key());
     let length = found.map_err(|status| cx.refusal(namespace, slot.key(), status))?;
     Ok(Reply::status(Status::Ok, length.into()))
 }
 
-async fn list(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<DmaBuf>, Refusal> {
+async fn list(cx: &Rc<Context>, at: SlotIndex, namespace: u32) -> Result<Reply<Buffer>, Refusal> {
     let prefix = cx.slots.lend_key(at);
     let (cursor, most) = {
         let command = &cx.slots.at(at).borrow().command;

@@ -130,10 +130,13 @@ async fn relocate(shard: &Rc<Shard>, entry: Entry) {
     let whole = 0..u64::from(pointer.length);
     let read = read(shard, PendingRetrieve::new(shard.clone(), pointer, whole)).await;
     let outcome = match read {
-        Ok(mut fragment) => {
-            fragment.buffer.copy_within(fragment.range, 0);
-            PendingStore::relocate(shard, pointer, fragment.buffer).finish().await
-        }
+        Ok(Fragment { buffer, range, .. }) => match buffer.into_own() {
+            Some(mut buffer) => {
+                buffer.copy_within(range, 0);
+                PendingStore::relocate(shard, pointer, buffer).finish().await
+            }
+            None => Err(Status::Internal),
+        },
         Err(status) => Err(status),
     };
     match outcome {

@@ -14,7 +14,7 @@ use forebay_nvme::arena::Table;
 const HASH_MASK: u128 = (1 << 112) - 1;
 
 /// A key's identity: the low 112 bits of SipHash-1-3-128 over namespace and key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyHash(u128);
 
 impl KeyHash {
@@ -28,6 +28,12 @@ impl KeyHash {
     #[must_use]
     pub fn get(self) -> u128 {
         self.0
+    }
+
+    /// The low 64 bits.
+    #[must_use]
+    pub fn low(self) -> u64 {
+        self.0 as u64
     }
 
     /// The top 48 bits: the order in which keys are listed.

@@ -28,6 +28,7 @@ mod read;
 mod recovery;
 mod shard;
 pub mod space;
+pub mod tier;
 mod tokens;
 mod upkeep;
 mod write;
@@ -35,7 +36,7 @@ mod write;
 pub use list::Listed;
 pub use namespace::{Class, Namespace, Namespaces, Usage};
 pub use pool::{OpenError, Pool};
-pub use read::PendingRetrieve;
+pub use read::{PendingRetrieve, Retrieve};
 pub use recovery::RecoveryError;
 pub use shard::Shard;
 pub use write::{PendingDelete, PendingStore};
@@ -46,7 +47,7 @@ use crate::executor::{Ready, Waiters};
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{KEY_BYTES, VALUE_BYTES_MAX};
 use forebay_fabric::route::{shard_of, wide_hash};
-use forebay_nvme::{BLOCK_BYTES, DmaBuf};
+use forebay_nvme::{BLOCK_BYTES, Buffer, DmaBuf};
 use index::KeyHash;
 use space::SegmentClass;
 use std::cell::Cell;
@@ -54,6 +55,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin as Pinned;
 use std::rc::Rc;
+use tier::Tier;
 
 /// A task of the store that runs for as long as the reactor does.
 pub type Background = Pinned<Box<dyn Future<Output = ()>>>;
@@ -77,13 +79,22 @@ pub struct Context {
     pub memory: Waiters,
     /// Bytes of values that were copied to be packed.
     pub bytes_packed: Count,
+    /// Values in memory.
+    pub tier: Tier,
 }
 
 impl Context {
     /// What is shared, with an empty table of users' namespaces.
     #[must_use]
-    pub fn new(ready: &Ready, disk: &Disk, pool: &forebay_nvme::Pool, usage: &Usage) -> Rc<Self> {
+    pub fn new(
+        ready: &Ready,
+        disk: &Disk,
+        pool: &forebay_nvme::Pool,
+        tier: Tier,
+        usage: &Usage,
+    ) -> Rc<Self> {
         Rc::new(Self {
+            tier,
             ready: ready.clone(),
             disk: disk.clone(),
             pool: pool.clone(),
@@ -128,7 +139,7 @@ pub struct StoreRequest<'a> {
 #[derive(Debug)]
 pub struct Fragment {
     /// The memory they are in: the very buffer that the device filled.
-    pub buffer: DmaBuf,
+    pub buffer: Buffer,
     /// Where in it.
     pub range: Range<usize>,
     /// CRC32C of them.
@@ -297,14 +308,23 @@ impl Store {
         }
     }
 
+    /// The shard of a key.
+    fn shard(&self, namespace: u32, key: &[u8]) -> Result<&Rc<Shard>, Status> {
+        let shard = &self.0.shards[self.shard_number(namespace, key) as usize];
+        shard.as_ref().ok_or(Status::WrongReactor)
+    }
+
+    /// A key's identity.
+    fn hash(&self, namespace: u32, key: &[u8]) -> Result<KeyHash, Status> {
+        let possible = KEY_BYTES.contains(&key.len());
+        let hash = || key_hash(self.0.pool.hash_key(), namespace, key);
+        possible.then(hash).ok_or(Status::KeyLength)
+    }
+
     /// The shard of a key, and the key's identity.
     fn locate(&self, namespace: u32, key: &[u8]) -> Result<(Rc<Shard>, KeyHash), Status> {
-        if !KEY_BYTES.contains(&key.len()) {
-            return Err(Status::KeyLength);
-        }
-        let shard = &self.0.shards[self.shard_number(namespace, key) as usize];
-        let shard = shard.as_ref().ok_or(Status::WrongReactor)?;
-        Ok((shard.clone(), key_hash(self.0.pool.hash_key(), namespace, key)))
+        let hash = self.hash(namespace, key)?;
+        Ok((self.shard(namespace, key)?.clone(), hash))
     }
 
     fn rules(&self, namespace: u32) -> Result<(Class, Option<u64>, Option<u32>), Status> {

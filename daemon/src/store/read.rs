@@ -1,17 +1,41 @@
-//! Retrieves: one media read, verified before the first byte leaves.
+//! Retrieves: from memory, or one media read, verified before the first byte leaves.
 
 use super::checksum::{covering, has_checksum_page, verify};
 use super::format::{UNIT_BYTES, crc32c};
 use super::index::Pointer;
 use super::shard::{Pin, Shard};
 use super::space::UNITS_PER_BLOCK;
-use super::{Fragment, Store};
+use super::tier::Found;
+use super::{Context, Fragment, Store};
 use crate::disk::Io;
 use forebay_fabric::Status;
-use forebay_nvme::{BLOCK_BYTES, DmaBuf};
+use forebay_nvme::{BLOCK_BYTES, Buffer, DmaBuf};
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
+
+/// A retrieve that has begun.
+#[derive(Debug)]
+#[must_use = "finish it, or nothing is read"]
+pub enum Retrieve {
+    /// It was in memory.
+    Found(Fragment),
+    /// It is being read.
+    Reading(PendingRetrieve),
+}
+
+impl Retrieve {
+    /// Waits for the bytes.
+    ///
+    /// # Errors
+    /// As [`PendingRetrieve::finish`].
+    pub async fn finish(self) -> Result<Fragment, Status> {
+        match self {
+            Self::Found(fragment) => Ok(fragment),
+            Self::Reading(pending) => pending.finish().await,
+        }
+    }
+}
 
 /// A retrieve whose reads are under way.
 #[derive(Debug)]
@@ -24,6 +48,8 @@ pub struct PendingRetrieve {
     /// The bytes of the value that have to be read to verify them.
     covered: Range<u64>,
     reads: Option<Reads>,
+    /// Once it is read and verified, it may stay in memory.
+    is_to_stay: bool,
 }
 
 #[derive(Debug)]
@@ -44,16 +70,31 @@ impl Store {
         key: &[u8],
         offset: u64,
         length: u32,
-    ) -> Result<PendingRetrieve, Status> {
-        let (shard, hash) = self.locate(namespace, key)?;
-        self.rules(namespace)?;
-        let pointer = shard.find(hash).ok_or(Status::NotFound)?.pointer();
-        let end = u64::from(pointer.length);
-        if offset > end || (offset == end && end > 0) {
-            return Err(Status::Range);
+    ) -> Result<Retrieve, Status> {
+        let Context { tier, now_s, .. } = &**self.context();
+        let (hash, rules) = (self.hash(namespace, key)?, self.rules(namespace));
+        if rules.is_ok()
+            && let Some(found) = tier.find(hash, now_s.get())
+        {
+            debug_assert!(self.is_current(namespace, key, &found), "memory holds an old value");
+            let range = wanted(offset, length, found.pointer.length)?;
+            return Ok(Retrieve::Found(found.cut(range)));
         }
-        let wanted = offset..end.min(offset + u64::from(length));
-        Ok(PendingRetrieve::new(shard, pointer, wanted))
+        let shard = self.shard(namespace, key)?;
+        rules?;
+        let pointer = shard.find(hash).ok_or(Status::NotFound)?.pointer();
+        let wanted = wanted(offset, length, pointer.length)?;
+        let is_to_stay = pointer.length > 0 && wanted == (0..u64::from(pointer.length));
+        let pending = PendingRetrieve::start(shard.clone(), pointer, wanted, is_to_stay);
+        Ok(Retrieve::Reading(pending))
+    }
+
+    /// Does the index point at what was found in memory?
+    fn is_current(&self, namespace: u32, key: &[u8], found: &Found) -> bool {
+        let hash = self.hash(namespace, key);
+        let entry = hash.and_then(|hash| Ok(self.shard(namespace, key)?.find(hash)));
+        let pointer = entry.ok().flatten().map(|entry| entry.pointer());
+        pointer.is_some_and(|pointer| pointer == found.pointer)
     }
 
     /// The length of a key's value.
@@ -67,14 +108,38 @@ impl Store {
     }
 }
 
+/// The bytes of a value that are asked for, or what there is of them.
+fn wanted(offset: u64, length: u32, value_length: u32) -> Result<Range<u64>, Status> {
+    let end = u64::from(value_length);
+    if offset > end || (offset == end && end > 0) {
+        return Err(Status::Range);
+    }
+    Ok(offset..end.min(offset + u64::from(length)))
+}
+
+impl Found {
+    /// The bytes `wanted` of it.
+    fn cut(self, wanted: Range<u64>) -> Fragment {
+        let Self { buffer, begin, crc, pointer } = self;
+        let range = begin + wanted.start as usize..begin + wanted.end as usize;
+        let is_whole = wanted == (0..u64::from(pointer.length));
+        let crc = if is_whole { crc } else { crc32c(&buffer[range.clone()]) };
+        Fragment { buffer: Buffer::Shared(buffer), range, crc, value_length: pointer.length }
+    }
+}
+
 impl PendingRetrieve {
-    /// Starts to read `wanted` of the value at `pointer`.
+    /// Starts to read `wanted` of the value at `pointer`, for nobody but the caller.
     pub(super) fn new(shard: Rc<Shard>, pointer: Pointer, wanted: Range<u64>) -> Self {
+        Self::start(shard, pointer, wanted, false)
+    }
+
+    fn start(shard: Rc<Shard>, pointer: Pointer, wanted: Range<u64>, is_to_stay: bool) -> Self {
         let covered = match has_checksum_page(pointer.length) {
             true => covering(wanted.clone(), pointer.length),
             false => 0..u64::from(pointer.length),
         };
-        let mut pending = Self { shard, pointer, wanted, covered, reads: None };
+        let mut pending = Self { shard, pointer, wanted, covered, reads: None, is_to_stay };
         // The pin comes before any wait: from here on the segment is not reused.
         if let Some((buffer, page)) = pending.buffers() {
             pending.submit(buffer, page);
@@ -88,13 +153,16 @@ impl PendingRetrieve {
         (in_block + self.covered.end - self.covered.start).div_ceil(BLOCK_BYTES as u64).max(1)
     }
 
-    fn buffers(&self) -> Option<(DmaBuf, Option<DmaBuf>)> {
-        let pool = &self.shard.context.pool;
+    fn buffers(&mut self) -> Option<(DmaBuf, Option<DmaBuf>)> {
+        let Context { pool, tier, .. } = &*self.shard.context;
         let page = match has_checksum_page(self.pointer.length) {
             true => Some(pool.alloc(BLOCK_BYTES)?),
             false => None,
         };
-        Some((pool.alloc(self.blocks() as usize * BLOCK_BYTES)?, page))
+        let bytes = self.blocks() as usize * BLOCK_BYTES;
+        let stays = if self.is_to_stay { tier.alloc(bytes) } else { None };
+        self.is_to_stay = stays.is_some();
+        Some((stays.or_else(|| pool.alloc(bytes))?, page))
     }
 
     fn submit(&mut self, buffer: DmaBuf, page: Option<DmaBuf>) {
@@ -144,6 +212,7 @@ impl PendingRetrieve {
     pub async fn finish(mut self) -> Result<Fragment, Status> {
         if self.pointer.length == 0 {
             let buffer = self.shard.context.buffer(BLOCK_BYTES).await;
+            let buffer = Buffer::Own(buffer);
             return Ok(Fragment { buffer, range: 0..0, crc: crc32c(&[]), value_length: 0 });
         }
         if self.reads.is_none() {
@@ -196,6 +265,16 @@ impl PendingRetrieve {
         let from = begin + (self.wanted.start - self.covered.start) as usize;
         let range = from..from + (self.wanted.end - self.wanted.start) as usize;
         let crc = if range.len() == bytes { sum } else { crc32c(&buffer[range.clone()]) };
+        let buffer = self.stay(buffer, begin, sum);
         Ok(Fragment { buffer, range, crc, value_length: length })
+    }
+
+    /// Leaves a whole value that was verified in memory, if it is still its key's.
+    fn stay(&self, buffer: DmaBuf, begin: usize, crc: u32) -> Buffer {
+        let current = self.shard.find_any(self.pointer.hash);
+        if !self.is_to_stay || current.is_none_or(|entry| entry.pointer() != self.pointer) {
+            return Buffer::Own(buffer);
+        }
+        Buffer::Shared(self.shard.context.tier.keep(self.pointer, begin, crc, buffer).buffer)
     }
 }

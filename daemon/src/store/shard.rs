@@ -230,6 +230,7 @@ impl Shard {
 
     pub(super) fn unlink(&self, entry: &Entry) {
         let pointer = entry.pointer();
+        self.context.tier.forget(pointer.hash);
         self.context.usage.sub(pointer.namespace, pointer.length);
         let units = value_units(pointer.length);
         if units > 0 {

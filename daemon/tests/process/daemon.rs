@@ -20,6 +20,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Place {
     folder: tempfile::TempDir,
     pub(crate) reactors: u16,
+    /// Lines of `[daemon]` beside the usual ones.
+    pub(crate) more: &'static str,
 }
 
 impl Place {
@@ -31,7 +33,7 @@ impl Place {
         } else {
             tempfile::tempdir()
         };
-        Self { folder: folder.unwrap(), reactors }
+        Self { folder: folder.unwrap(), reactors, more: "" }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -43,9 +45,10 @@ impl Place {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let cores: Vec<_> = (0..usize::from(self.reactors).min(cpus)).collect();
         let (device, socket) = (self.path("forebay.img"), self.path("admin.sock"));
+        let more = self.more;
         let text = format!(
             "[daemon]\ncores = {cores:?}\narena = \"96MiB\"\nindex = \"16MiB\"\n\
-             drain_timeout_ms = {drain_timeout_ms}\nadmin_socket = {socket:?}\n\
+             drain_timeout_ms = {drain_timeout_ms}\nadmin_socket = {socket:?}\n{more}\n\
              [[device]]\ndriver = \"uring\"\npath = {device:?}\nsize = \"512MiB\"\n\
              format_if_blank = true\n\
              [[listen]]\ntransport = \"tcp\"\naddress = \"127.0.0.1:{port}\"\n\

@@ -54,6 +54,43 @@ fn values_of_every_size_come_back_whole_and_in_part() {
 }
 
 #[test]
+fn what_the_dram_tier_serves_is_what_was_stored_last() {
+    let mut place = Place::new(2);
+    place.more = "dram_tier = \"8MiB\"";
+    let daemon = place.start();
+    let mut client = daemon.client();
+    let namespace = namespace(&mut client);
+    for (seed, length) in (1..).zip(LENGTHS) {
+        let key = format!("value of {length}");
+        let key = key.as_bytes();
+        for stored in [value(seed, length), value(seed + 100, length)] {
+            client.store(namespace, key, stored.clone()).unwrap();
+            for _ in 0..3 {
+                assert_eq!(client.retrieve(namespace, key).unwrap(), Some(stored.clone()));
+            }
+            let range = length / 3..length / 2;
+            let (offset, most) = (range.start as u64, range.len() as u32);
+            if length > 0 {
+                let got = client.retrieve_range(namespace, key, offset, most).unwrap();
+                assert_eq!(got.as_deref(), Some(&stored[range]));
+            }
+        }
+        client.delete(namespace, key).unwrap();
+        assert_eq!(client.retrieve(namespace, key).unwrap(), None);
+    }
+    let status = place.admin("\"status\"");
+    let tier = |what: &str| -> u64 {
+        let reactors = status["reactors"].as_array().unwrap().iter();
+        reactors.map(|reactor| reactor["dram_tier"][what].as_u64().unwrap()).sum()
+    };
+    let reactors = status["reactors"].as_array().unwrap().len() as u64;
+    assert_eq!(tier("bytes"), (8 << 20_u64).max(reactors * (4 << 20)), "{status}");
+    assert_eq!((tier("used_bytes"), tier("values")), (0, 0), "{status}");
+    // Of values that one part of the memory in eight holds: three more times each.
+    assert!(tier("hits") >= 2 * 3 * (LENGTHS.len() as u64 - 5), "{status}");
+}
+
+#[test]
 fn overwrites_deletes_and_lists_show_the_last_word() {
     let place = Place::new(2);
     let daemon = place.start();

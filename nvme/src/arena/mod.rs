@@ -4,7 +4,8 @@
 //!
 //! * one mapping, made at start, in huge pages where the machine has them, resident and (where
 //!   the limits allow it) locked: no page fault and no allocation on the I/O path;
-//! * every [`DmaBuf`] is exclusive: no byte of the arena is reachable through two of them;
+//! * every [`DmaBuf`] is exclusive: no byte of the arena is reachable through two of them; a [`SharedBuf`] may
+//!   have several holders, who only read;
 //! * the mapping outlives every pool and every buffer cut from it;
 //! * a forked child does not inherit it (`MADV_DONTFORK`), so that a device that writes here
 //!   while a child lives never writes into a copy.
@@ -28,7 +29,7 @@ mod words;
 
 use std::sync::Arc;
 
-pub use pool::{DmaBuf, Pool};
+pub use pool::{Buffer, DmaBuf, Pool, SharedBuf};
 use region::Region;
 pub use table::{Table, TableEntry};
 pub use words::{DmaSlots, DmaWords};
@@ -183,6 +184,16 @@ impl PoolSeed {
     pub fn total_bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Cuts at most `bytes`, in whole units of [`BUFFER_BYTES_MAX`], off its end, and leaves one unit; `None` if
+    /// that is nothing.
+    #[must_use]
+    pub fn cut_off(&mut self, bytes: usize) -> Option<Self> {
+        let bytes = bytes.min(self.bytes - BUFFER_BYTES_MAX) / BUFFER_BYTES_MAX * BUFFER_BYTES_MAX;
+        self.bytes -= bytes;
+        let (region, offset) = (Arc::clone(&self.region), self.offset + self.bytes);
+        (bytes > 0).then_some(Self { region, offset, bytes })
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +215,16 @@ mod tests {
         for bytes in [0, usize::MAX, usize::MAX / 2] {
             assert!(matches!(Arena::new(bytes), Err(ArenaError::Size { .. })), "{bytes}");
         }
+    }
+
+    #[test]
+    fn what_is_cut_off_a_slice_lies_behind_it() {
+        let mut slice = Arena::on_demand(5 * BUFFER_BYTES_MAX).unwrap().split(1).remove(0);
+        assert!(slice.cut_off(BUFFER_BYTES_MAX - 1).is_none());
+        let cut = slice.cut_off(3 * BUFFER_BYTES_MAX + 1).unwrap();
+        assert_eq!((slice.total_bytes(), cut.total_bytes()), (8 << 20, 12 << 20));
+        let (first, second) = (slice.into_pool().region(), cut.into_pool().region());
+        assert_eq!(first.0.addr() + first.1, second.0.addr());
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! A reactor's pool, and the buffers cut from it.
 //!
 //! Guarantees: a [`DmaBuf`] is exclusive and initialised for as long as it lives; dropping it
-//! gives its memory back at once. Both types stay on their thread (`Rc`).
+//! gives its memory back at once. Once it is shared, nobody writes to it again, and its last holder gives it
+//! back. All types stay on their thread (`Rc`).
 
 use stable_deref_trait::StableDeref;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -27,6 +29,18 @@ struct Inner {
     base: NonNull<u8>,
     bytes: usize,
     buddy: RefCell<Buddy>,
+    /// By a shared buffer's first page: how many hold it.
+    holders: Box<[Cell<u32>]>,
+}
+
+impl Inner {
+    fn page_of(&self, address: NonNull<u8>) -> usize {
+        (address.addr().get() - self.base.addr().get()) / BUFFER_BYTES_MIN
+    }
+
+    fn give(&self, address: NonNull<u8>, bytes: usize) {
+        self.buddy.borrow_mut().give(self.page_of(address) as u32, order_of(bytes));
+    }
 }
 
 impl Pool {
@@ -35,7 +49,8 @@ impl Pool {
         let pages = u32::try_from(bytes / BUFFER_BYTES_MIN).expect("a pool is below 16 TiB");
         let base = region.at(offset, bytes);
         let buddy = RefCell::new(Buddy::new(pages));
-        Self { inner: Rc::new(Inner { region, base, bytes, buddy }) }
+        let holders = vec![Cell::new(0); pages as usize].into_boxed_slice();
+        Self { inner: Rc::new(Inner { region, base, bytes, buddy, holders }) }
     }
 
     /// A buffer of at least `bytes`: the next power of two, 4 KiB or more. Its content is whatever
@@ -109,6 +124,15 @@ impl DmaBuf {
         self[from..].fill(0);
     }
 
+    /// From here on it may have several holders, and nobody writes to it.
+    #[must_use]
+    pub fn share(self) -> SharedBuf {
+        let buffer = ManuallyDrop::new(self);
+        let holders = &buffer.pool.holders[buffer.pool.page_of(buffer.address)];
+        holders.set(1);
+        SharedBuf { buffer }
+    }
+
     /// Its first address, without a borrow of its content: a device may be writing there.
     #[inline]
     pub(crate) fn as_shared_ptr(&self) -> *const u8 {
@@ -154,14 +178,132 @@ impl AsMut<[u8]> for DmaBuf {
 
 impl Drop for DmaBuf {
     fn drop(&mut self) {
-        let page = (self.address.addr().get() - self.pool.base.addr().get()) / BUFFER_BYTES_MIN;
-        self.pool.buddy.borrow_mut().give(page as u32, order_of(self.bytes));
+        self.pool.give(self.address, self.bytes);
     }
 }
 
 impl fmt::Debug for DmaBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "DmaBuf({} bytes at {:p})", self.bytes, self.address)
+    }
+}
+
+/// A block of DMA memory that several hold, and that is only read. Its memory is free when the last one has
+/// let go.
+pub struct SharedBuf {
+    buffer: ManuallyDrop<DmaBuf>,
+}
+
+impl SharedBuf {
+    fn holders(&self) -> &Cell<u32> {
+        let DmaBuf { address, pool, .. } = &*self.buffer;
+        &pool.holders[pool.page_of(*address)]
+    }
+}
+
+impl Clone for SharedBuf {
+    #[inline]
+    fn clone(&self) -> Self {
+        let holders = self.holders();
+        holders.set(holders.get().checked_add(1).expect("fewer holders than bytes of memory"));
+        let DmaBuf { address, bytes, pool } = &*self.buffer;
+        let buffer = DmaBuf { address: *address, bytes: *bytes, pool: Rc::clone(pool) };
+        Self { buffer: ManuallyDrop::new(buffer) }
+    }
+}
+
+impl Deref for SharedBuf {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for SharedBuf {
+    #[inline]
+    fn drop(&mut self) {
+        let left = self.holders().get() - 1;
+        self.holders().set(left);
+        let DmaBuf { address, bytes, .. } = *self.buffer;
+        // SAFETY: this is not used again. Its own `drop` would give the memory back, which others may hold; the
+        // handle on the pool is all else that it has.
+        let pool = unsafe { std::ptr::read(&self.buffer.pool) };
+        if left == 0 {
+            pool.give(address, bytes);
+        }
+    }
+}
+
+impl fmt::Debug for SharedBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedBuf({:?}, {} holders)", &*self.buffer, self.holders().get())
+    }
+}
+
+/// A block of DMA memory on its way to the network, or from there.
+#[derive(Debug)]
+pub enum Buffer {
+    /// Of one holder, who may write.
+    Own(DmaBuf),
+    /// Of several, who only read.
+    Shared(SharedBuf),
+}
+
+impl Buffer {
+    /// The block, if it is its holder's own.
+    #[must_use]
+    pub fn into_own(self) -> Option<DmaBuf> {
+        match self {
+            Self::Own(buffer) => Some(buffer),
+            Self::Shared(_) => None,
+        }
+    }
+}
+
+impl From<DmaBuf> for Buffer {
+    fn from(buffer: DmaBuf) -> Self {
+        Self::Own(buffer)
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(buffer) => buffer,
+            Self::Shared(buffer) => buffer,
+        }
+    }
+}
+
+impl DerefMut for Buffer {
+    /// # Panics
+    /// When it is shared.
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Own(buffer) => buffer,
+            Self::Shared(_) => panic!("a shared buffer is only read"),
+        }
+    }
+}
+
+// SAFETY: each gives the same bytes of the mapping as long as it lives, wherever it is moved.
+unsafe impl StableDeref for Buffer {}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for Buffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
     }
 }
 
@@ -228,6 +370,27 @@ mod tests {
             held.clear();
             assert_eq!(pool.free_bytes(), pool.total_bytes(), "seed {seed}");
         }
+    }
+
+    #[test]
+    fn shared_memory_is_free_when_its_last_holder_lets_go() {
+        let pool = pool(4 << 20);
+        let mut buffer = pool.alloc(8192).unwrap();
+        buffer.fill(7);
+        let first = buffer.share();
+        let others: Vec<SharedBuf> = (0..3).map(|_| first.clone()).collect();
+        drop(first);
+        assert!(others.iter().all(|other| other.iter().all(|byte| *byte == 7)));
+        assert_eq!(pool.free_bytes(), (4 << 20) - 8192);
+        drop(others);
+        assert_eq!(pool.free_bytes(), 4 << 20);
+    }
+
+    #[test]
+    #[should_panic(expected = "a shared buffer is only read")]
+    fn nobody_writes_to_what_is_shared() {
+        let shared = pool(4 << 20).alloc(4096).unwrap().share();
+        Buffer::Shared(shared)[0] = 1;
     }
 
     #[test]

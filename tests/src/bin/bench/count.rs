@@ -22,7 +22,7 @@ use forebay_fabric::server::ServerConfig;
 use forebay_fabric::transport::Transport;
 use forebay_nvme::emulated::{EmulatedConfig, NamespaceConfig, Times};
 use forebay_nvme::pcie::Options;
-use forebay_nvme::{Arena, BLOCK_BYTES, BlockQueue, DmaBuf, Pool};
+use forebay_nvme::{Arena, BLOCK_BYTES, BlockQueue, Buffer, Pool};
 use forebay_tests::card::card;
 use forebay_tests::drum::Drum;
 use forebay_tests::measure::{Callgrind, Counts, Goal, Metrics};
@@ -58,6 +58,8 @@ enum Over {
 enum On {
     /// A device in memory, whose queue does next to nothing.
     Drum,
+    /// The DRAM tier, before the same.
+    Tier,
     /// An emulated NVMe controller, behind the driver of production.
     Nvme,
 }
@@ -80,8 +82,11 @@ pub(crate) struct Work {
 const RDMA: Work = Work { over: Over::Rdma, on: On::Drum, depth: 32, rounds: ROUNDS };
 const TCP: Work = Work { over: Over::Tcp, ..RDMA };
 
-const WORKS: [(&str, Work, Goal); 6] = [
-    ("rdma_retrieve_4k_qd32", RDMA, Goal::AtMost(RDMA_GOAL)),
+const WORKS: [(&str, Work, Goal); 9] = [
+    ("rdma_tier_retrieve_4k_qd32", Work { on: On::Tier, ..RDMA }, Goal::AtMost(RDMA_GOAL)),
+    ("rdma_tier_retrieve_4k_qd1", Work { on: On::Tier, depth: 1, ..RDMA }, Goal::None),
+    ("tcp_tier_retrieve_4k_qd32", Work { on: On::Tier, ..TCP }, Goal::AtMost(TCP_GOAL)),
+    ("rdma_retrieve_4k_qd32", RDMA, Goal::None),
     ("rdma_retrieve_4k_qd1", Work { depth: 1, ..RDMA }, Goal::None),
     ("rdma_nvme_retrieve_4k_qd32", Work { on: On::Nvme, ..RDMA }, Goal::None),
     ("rdma_nvme_retrieve_4k_qd1", Work { on: On::Nvme, depth: 1, ..RDMA }, Goal::None),
@@ -146,7 +151,7 @@ impl Work {
         }
     }
 
-    fn serve<T: Transport<Buffer = DmaBuf>, C: Client>(
+    fn serve<T: Transport<Buffer = Buffer>, C: Client>(
         self,
         transport: impl FnOnce(&ServerConfig, &Pool) -> Result<T, ProviderError>,
         endpoint: Endpoint,
@@ -160,7 +165,11 @@ impl Work {
             now
         };
         let transport = |config: &ServerConfig| transport(config, &memory).expect("a transport");
-        let reactor = reactor(device.queue(), &memory, clock, transport, endpoint);
+        let tier = match self.on {
+            On::Tier => Some(Arena::on_demand(TIER_BYTES)?.pool()),
+            On::Drum | On::Nvme => None,
+        };
+        let reactor = reactor(device.queue(), &memory, tier, clock, transport, endpoint);
         device.stop();
         let mut rig = Rig { reactor, device, client: connect()?, now };
         rig.greet();
@@ -179,7 +188,7 @@ enum Device {
 impl Device {
     fn new(on: On) -> anyhow::Result<(Self, Pool)> {
         Ok(match on {
-            On::Drum => {
+            On::Drum | On::Tier => {
                 (Self::Drum(Drum::new(DEVICE_BYTES)), Arena::on_demand(ARENA_BYTES)?.pool())
             }
             On::Nvme => {
@@ -217,14 +226,17 @@ impl Device {
     }
 }
 
-struct Rig<T: Transport<Buffer = DmaBuf>, C> {
+/// What the DRAM tier has.
+const TIER_BYTES: usize = 16 << 20;
+
+struct Rig<T: Transport<Buffer = Buffer>, C> {
     reactor: Reactor<T>,
     device: Device,
     client: C,
     now: Now,
 }
 
-impl<T: Transport<Buffer = DmaBuf>, C: Client> Rig<T, C> {
+impl<T: Transport<Buffer = Buffer>, C: Client> Rig<T, C> {
     fn tick(&mut self) {
         self.now.us += TICK_US;
         counted_tick(&mut self.reactor, self.now);
@@ -270,7 +282,7 @@ impl<T: Transport<Buffer = DmaBuf>, C: Client> Rig<T, C> {
 }
 
 #[inline(never)]
-fn counted_tick<T: Transport<Buffer = DmaBuf>>(reactor: &mut Reactor<T>, now: Now) {
+fn counted_tick<T: Transport<Buffer = Buffer>>(reactor: &mut Reactor<T>, now: Now) {
     reactor.tick(now);
 }
 

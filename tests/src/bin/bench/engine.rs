@@ -93,7 +93,8 @@ impl Engine {
         let pool = pool::open(&mut queues, &memory, 1)?;
         let usage = Usage::default();
         let (reactor, reactors, index_bytes) = (0, 1, INDEX_BYTES);
-        let parts = Parts { reactor, reactors, queues, memory, pool, usage, index_bytes };
+        let tier = None;
+        let parts = Parts { reactor, reactors, queues, memory, tier, pool, usage, index_bytes };
         let clock = Clock::start();
         let core = Core::recover(parts, &mut || clock.now())?;
         let (name, class) = ("bench".to_owned(), Class::Durable);
