@@ -17,6 +17,8 @@ mod memory;
 pub use memory::{KeptMemory, RemoteMemory, Walk};
 
 use crate::Buffer;
+use crate::pdu::Outcome;
+use std::fmt;
 use std::ops::Range;
 
 /// One connection of one transport: a slot, and a generation so that a stale id is recognised.
@@ -35,6 +37,37 @@ pub struct Payload<B> {
     pub buffer: B,
     /// Which bytes of it.
     pub range: Range<usize>,
+}
+
+/// The data of one response.
+pub enum Payloads<'a, B> {
+    /// There is none.
+    None,
+    /// It lies in one buffer.
+    One(Payload<B>),
+    /// It lies in several, in this order.
+    Many(&'a mut dyn Iterator<Item = Payload<B>>),
+}
+
+impl<B> Payloads<'_, B> {
+    /// All of them, in order.
+    pub fn for_each(self, mut each: impl FnMut(Payload<B>)) {
+        match self {
+            Self::None => {}
+            Self::One(payload) => each(payload),
+            Self::Many(payloads) => payloads.for_each(each),
+        }
+    }
+}
+
+impl<B> fmt::Debug for Payloads<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "no data",
+            Self::One(_) => "one payload",
+            Self::Many(_) => "payloads",
+        })
+    }
 }
 
 /// Why a connection ended.
@@ -87,14 +120,14 @@ pub trait Transport {
     /// Queues a PDU that carries no bulk data.
     fn send(&mut self, conn: ConnId, pdu: &[u8]);
 
-    /// Delivers `payloads`, one right behind the other, to the client's memory, and the response
-    /// PDU `pdu` that says so. Memory behind their last byte stays as it is.
+    /// Delivers `payloads`, one right behind the other, to the client's memory or behind the response, and a
+    /// response that says `outcome`, and where they are. Memory behind their last byte stays as it is.
     fn push(
         &mut self,
         conn: ConnId,
-        pdu: &[u8],
+        outcome: &Outcome,
         remote: RemoteMemory<'_>,
-        payloads: &mut dyn Iterator<Item = Payload<Self::Buffer>>,
+        payloads: Payloads<'_, Self::Buffer>,
     );
 
     /// Brings all bytes of `remote` into the beginning of `buffer`, one behind the other. A
@@ -150,11 +183,11 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
     fn push(
         &mut self,
         conn: ConnId,
-        pdu: &[u8],
+        outcome: &Outcome,
         remote: RemoteMemory<'_>,
-        payloads: &mut dyn Iterator<Item = Payload<Self::Buffer>>,
+        payloads: Payloads<'_, Self::Buffer>,
     ) {
-        (**self).push(conn, pdu, remote, payloads);
+        (**self).push(conn, outcome, remote, payloads);
     }
 
     fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory<'_>, buffer: Self::Buffer) {

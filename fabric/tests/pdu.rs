@@ -134,8 +134,8 @@ fn commands_and_responses_have_their_golden_bytes() {
     assert_bytes(&batch(), BATCH);
     assert_bytes(&scattered(), SCATTERED);
     assert_bytes(Response::new(&outcome()).as_bytes(), RESPONSE);
-    let placed = Response::placed(Response::new(&outcome()).as_bytes(), 0x20).unwrap();
-    assert_bytes(placed.as_bytes(), PLACED);
+    let placed = outcome().placed(0x20).unwrap();
+    assert_bytes(Response::new(&placed).as_bytes(), PLACED);
     assert_bytes(ItemResult::new(Status::NotFound, 0, 1, 2).as_bytes(), ITEM_RESULT);
     let mut list = [0; 9];
     assert_eq!(ListEntry { key: b"key", value_length: 4096 }.encode(&mut list), Some(9));
@@ -337,13 +337,13 @@ fn an_endpoint_over_shared_memory_is_a_number() {
 
 #[test]
 fn a_response_is_placed_only_where_its_data_fits() {
-    let response = Response::new(&outcome());
-    assert!(Response::placed(response.as_bytes(), 0x1f).is_none());
-    let placed = Response::placed(response.as_bytes(), u32::MAX).unwrap();
+    assert_eq!(outcome().placed(0x1f), None);
+    let placed = outcome().placed(u32::MAX).unwrap();
     let flags = response_flags::ITEMS | response_flags::PLACED;
-    assert_eq!(Response::parse(placed.as_bytes()), Ok(Outcome { flags, ..outcome() }));
-    let empty = Response::new(&Outcome { data_length: 0, ..outcome() });
-    assert!(Response::placed(empty.as_bytes(), 0x20).is_none(), "there is nothing to place");
+    assert_eq!(placed, Outcome { flags, ..outcome() });
+    assert_eq!(Response::parse(Response::new(&placed).as_bytes()), Ok(placed));
+    let empty = Outcome { data_length: 0, ..outcome() };
+    assert_eq!(empty.placed(0x20), None, "there is nothing to place");
 }
 
 /// One valid PDU of each kind.

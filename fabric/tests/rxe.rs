@@ -4,7 +4,7 @@
 use forebay_fabric::Status;
 use forebay_fabric::client::{Address, Client, ClientConfig, NamespaceId};
 use forebay_fabric::conformance::{self, CONNECTIONS_MAX, Counted, Peer, Wire};
-use forebay_fabric::pdu::{Capsule, Endpoint, Fragment, Opcode, Outcome, Response, crc32c};
+use forebay_fabric::pdu::{Capsule, Endpoint, Fragment, Opcode, Outcome, crc32c};
 use forebay_fabric::rdma::client::{Hub, client_shape};
 use forebay_fabric::rdma::{
     Chain, Event, Greeting, LentRegion, LinePeer, Note, Provider, Qp, RdmaConfig, RdmaTransport,
@@ -12,7 +12,7 @@ use forebay_fabric::rdma::{
 };
 use forebay_fabric::region::{HugePages, Region as CallersRegion, Usage};
 use forebay_fabric::server::{Reply, RequestId, Server, ServerConfig, Service};
-use forebay_fabric::transport::{ConnId, Payload, RemoteMemory};
+use forebay_fabric::transport::{ConnId, Payload, Payloads, RemoteMemory};
 use forebay_fabric::verbs::{GidKind, Listener, Verbs, VerbsConfig, devices};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use zerocopy::IntoBytes;
 
 /// The address of an RDMA device, unless this machine has none.
 fn address() -> Option<IpAddr> {
@@ -752,8 +751,7 @@ fn retrieves_of_a_mebibyte_are_timed() {
             data_crc: 0,
         };
         let payload = Payload { buffer: spare.pop().unwrap(), range: 0..length };
-        let pdu = Response::new(&outcome);
-        transport.push(conn, pdu.as_bytes(), remote.get(), &mut std::iter::once(payload));
+        transport.push(conn, &outcome, remote.get(), Payloads::One(payload));
     }
     let mut received = 0;
     while received < count {

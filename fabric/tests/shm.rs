@@ -7,7 +7,9 @@ use forebay_fabric::conformance::{Peer, StreamPeer};
 use forebay_fabric::pdu::{Command, Fragment, Opcode, PduType, Ping};
 use forebay_fabric::shm::{Refusal, Shm, ShmStream};
 use forebay_fabric::stream::{StreamConfig, StreamTransport};
-use forebay_fabric::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
+use forebay_fabric::transport::{
+    CloseReason, ConnId, Payload, Payloads, RemoteMemory, Sink, Transport,
+};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
@@ -392,8 +394,7 @@ fn a_client_that_never_hears_its_rings_blocks_nobody() {
         result: 0,
         data_crc: 0,
     };
-    let response = forebay_fabric::pdu::Response::new(&outcome);
-    house.transport.push(conn, response.as_bytes(), remote, &mut [payload].into_iter());
+    house.transport.push(conn, &outcome, remote, Payloads::One(payload));
     house.turns(200);
     assert!(matches!(house.end_of(conn), Some(CloseReason::Protocol(_))));
 }

@@ -35,11 +35,12 @@ struct Entry {
     signalled: bool,
 }
 
-/// A message for the server.
-#[derive(Debug)]
-struct Message {
+/// Messages for the server, one behind the other.
+#[derive(Debug, Default)]
+struct Messages {
     bytes: Vec<u8>,
-    immediate: u32,
+    /// The receive that each is in, where in the bytes it is, and the number beside it.
+    all: Vec<(u16, Range<usize>, u32)>,
 }
 
 /// What lies between the card and its peer.
@@ -49,9 +50,7 @@ struct Line {
     accepted: bool,
     /// Receives that the server has posted.
     receives: VecDeque<u16>,
-    arrived: VecDeque<(u16, Message)>,
-    /// Memory for messages.
-    spare: Vec<Vec<u8>>,
+    arrived: Messages,
     entries: VecDeque<Entry>,
     /// The bytes of all sends.
     bytes: Vec<u8>,
@@ -65,7 +64,10 @@ struct Line {
 pub struct Card {
     line: Rc<RefCell<Line>>,
     ledger: Ledger<Buffer>,
-    messages: Vec<Vec<u8>>,
+    /// Those that were polled last: the server looks at them before it polls again.
+    messages: Messages,
+    /// Where in their bytes what is in each receive lies.
+    places: Vec<usize>,
     reposted: Vec<u16>,
     unheard: u32,
 }
@@ -82,7 +84,8 @@ pub fn card() -> (Card, CardPeer) {
     let card = Card {
         line: Rc::clone(&line),
         ledger: Ledger::new(LIMITS.works, LIMITS.buffers, LIMITS.send_bytes),
-        messages: Vec::new(),
+        messages: Messages::default(),
+        places: Vec::new(),
         reposted: Vec::new(),
         unheard: 0,
     };
@@ -103,10 +106,10 @@ impl CardPeer {
     pub fn send(&self, pdu: &[u8]) {
         let line = &mut *self.0.borrow_mut();
         let receive = line.receives.pop_front().expect("the peer keeps to its credits");
-        let mut bytes = line.spare.pop().unwrap_or_default();
-        bytes.clear();
+        let Messages { bytes, all } = &mut line.arrived;
+        let start = bytes.len();
         bytes.extend_from_slice(pdu);
-        line.arrived.push_back((receive, Message { bytes, immediate: line.posted }));
+        all.push((receive, start..bytes.len(), line.posted));
     }
 
     /// Does the card's work, and shows the messages that have come; those that only grant credits are
@@ -154,10 +157,11 @@ impl Provider for Card {
                 Greeting { receives: PEER_RECEIVES.into(), receive_bytes: PEER_RECEIVE_BYTES };
             events.push(Event::Requested { request: 0, ask: greeting.note(), reads: 16 });
         }
-        while let Some((receive, Message { bytes, immediate })) = line.arrived.pop_front() {
-            let length = bytes.len() as u32;
-            let old = std::mem::replace(&mut self.messages[usize::from(receive)], bytes);
-            line.spare.push(old);
+        self.messages.bytes.clear();
+        std::mem::swap(&mut self.messages, &mut line.arrived);
+        for (receive, place, immediate) in self.messages.all.drain(..) {
+            self.places[usize::from(receive)] = place.start;
+            let length = place.len() as u32;
             events.push(Event::Received { qp: QP, receive, length, immediate });
         }
         while let Some(sequence) = line.completed.pop_front() {
@@ -167,7 +171,7 @@ impl Provider for Card {
     }
 
     fn accept(&mut self, _: u32, _: Note, shape: Shape) -> Result<Qp, ProviderError> {
-        self.messages.resize(shape.receives.into(), Vec::new());
+        self.places.resize(shape.receives.into(), 0);
         let mut line = self.line.borrow_mut();
         line.receives.extend(0..shape.receives);
         line.accepted = true;
@@ -183,7 +187,7 @@ impl Provider for Card {
     }
 
     fn received(&self, _: Qp, receive: u16, length: u32) -> &[u8] {
-        &self.messages[usize::from(receive)][..length as usize]
+        &self.messages.bytes[self.places[usize::from(receive)]..][..length as usize]
     }
 
     fn repost(&mut self, _: Qp, receive: u16) {
@@ -208,15 +212,13 @@ impl Provider for Card {
         for buffer in chain.take_buffers() {
             self.ledger.hold(buffer);
         }
-        let count = chain.steps().len();
+        let (count, start) = (chain.steps().len(), line.bytes.len());
+        line.bytes.extend_from_slice(chain.bytes());
         for (index, step) in chain.steps().iter().enumerate() {
             let signalled = step.is_signalled(index + 1 == count, &mut self.unheard);
-            let sent = if let Work::Send { bytes, .. } = &step.work {
-                let start = line.bytes.len();
-                line.bytes.extend_from_slice(&chain.bytes()[bytes.clone()]);
-                Some(start..line.bytes.len())
-            } else {
-                None
+            let sent = match &step.work {
+                Work::Send { bytes, .. } => Some(start + bytes.start..start + bytes.end),
+                _ => None,
             };
             let in_flight =
                 InFlight { releases: step.releases, ring_bytes: 0, token: step.token() };

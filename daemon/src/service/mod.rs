@@ -26,7 +26,7 @@ pub use report::namespace;
 pub use slots::{Origin, SlotIndex};
 
 use crate::executor::{TaskId, Tasks};
-use crate::store::Retrieve;
+use crate::store::{Looked, Wanted};
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{Capsule, Opcode};
 use forebay_fabric::server::{RequestId, Service};
@@ -101,8 +101,7 @@ impl Door<'_> {
         Origin { listener: self.listener, id }
     }
 
-    /// Gives a command a slot, and begins what can begin at once; what is in memory is answered at once, and
-    /// needs none.
+    /// Gives a command a slot, if it is not answered at once.
     fn take(
         &self,
         origin: Origin,
@@ -114,16 +113,13 @@ impl Door<'_> {
         if cx.slots.are_taken() {
             return Err(Status::Busy.into());
         }
-        if let Some(started) = serve::start_retrieve(cx, opcode, capsule) {
-            match started? {
-                Retrieve::Found(fragment) => {
-                    cx.answer(origin, serve::retrieved(cx, fragment));
-                    return Ok(None);
-                }
-                Retrieve::Reading(pending) if pending.is_under_way() => {
-                    return Ok(Some(cx.slots.take_for_retrieve(origin, pending)?));
-                }
-                Retrieve::Reading(_) => {}
+        if serve::is_single_retrieve(opcode, capsule) {
+            let wanted = serve::wanted(opcode, capsule.command, capsule.keys)?;
+            match self.retrieve(origin, &wanted) {
+                Ok(Taken::Not) => {}
+                Ok(Taken::Answered) => return Ok(None),
+                Ok(Taken::Slot(at)) => return Ok(Some(at)),
+                Err(status) => return Err(cx.refusal(wanted.namespace, wanted.key, status)),
             }
         }
         let alloc = |bytes| cx.memory.pool().alloc(bytes);
@@ -131,6 +127,35 @@ impl Door<'_> {
         cx.counters.bytes_copied.add(capsule.data.len() as u64);
         Ok(Some(at))
     }
+
+    /// Answers a single retrieve at once, if it is in memory; or begins to read as soon as it has come: all that
+    /// it then waits for are its reads, and that takes no task.
+    fn retrieve(&self, origin: Origin, wanted: &Wanted<'_>) -> Result<Taken, Status> {
+        let cx = self.cx;
+        match cx.store.look(wanted)? {
+            Looked::Found(fragment) => {
+                cx.answer(origin, serve::retrieved(cx, fragment));
+                Ok(Taken::Answered)
+            }
+            Looked::Elsewhere(hash) => {
+                let pending = cx.store.read(wanted, hash)?;
+                if !pending.is_under_way() {
+                    return Ok(Taken::Not);
+                }
+                cx.slots.take_for_retrieve(origin, pending).map(Taken::Slot)
+            }
+        }
+    }
+}
+
+/// What has become of a retrieve.
+enum Taken {
+    /// It is answered.
+    Answered,
+    /// It has this slot, and is being read.
+    Slot(SlotIndex),
+    /// It could not begin.
+    Not,
 }
 
 impl Service<Buffer> for Door<'_> {

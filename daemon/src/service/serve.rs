@@ -9,7 +9,7 @@ use super::slots::SlotIndex;
 use super::{batch, control};
 use crate::executor::TaskId;
 use crate::store::namespace::{CHUNKS, FIRST_USER};
-use crate::store::{Fragment, Retrieve, StoreRequest};
+use crate::store::{Fragment, StoreRequest, Wanted};
 use forebay_fabric::Status;
 use forebay_fabric::pdu::{
     Capsule, Command, KEY_BYTES, Opcode, VALUE_BYTES_MAX, command_flags, crc32c,
@@ -134,33 +134,24 @@ pub(super) async fn client_data(cx: &Rc<Context>, at: SlotIndex) -> Result<DmaBu
     if cx.slots.at(at).borrow().abandoned { Err(Status::Cancelled.into()) } else { Ok(data) }
 }
 
-/// Starts a single retrieve as soon as it comes, if `capsule` is one: all that it then waits for are its
-/// reads, and that takes no task. `None`: it is something else.
-pub(super) fn start_retrieve(
-    cx: &Context,
-    opcode: Opcode,
-    capsule: &Capsule<'_>,
-) -> Option<Result<Retrieve, Refusal>> {
-    let is_retrieve = matches!(opcode, Opcode::Retrieve | Opcode::CheckpointRead);
-    let single = is_retrieve && capsule.items.is_empty();
-    single.then(|| begin_retrieve(cx, opcode, capsule.command, capsule.keys))
+/// Is this a retrieve of one value?
+pub(super) fn is_single_retrieve(opcode: Opcode, capsule: &Capsule<'_>) -> bool {
+    matches!(opcode, Opcode::Retrieve | Opcode::CheckpointRead) && capsule.items.is_empty()
 }
 
-fn begin_retrieve(
-    cx: &Context,
+/// What a single retrieve asks for.
+pub(super) fn wanted<'k>(
     opcode: Opcode,
     command: &Command,
-    key: &[u8],
-) -> Result<Retrieve, Refusal> {
+    key: &'k [u8],
+) -> Result<Wanted<'k>, Status> {
     let namespace = if opcode == Opcode::CheckpointRead {
         control::check_chunk(key)?;
         CHUNKS
     } else {
         user(command.namespace.get())?
     };
-    let (offset, length) = (command.offset.get(), command.data_length.get());
-    let started = cx.store.start_retrieve(namespace, key, offset, length);
-    started.map_err(|status| cx.refusal(namespace, key, status))
+    Ok(Wanted { namespace, key, offset: command.offset.get(), length: command.data_length.get() })
 }
 
 /// Goes on with the single retrieve in slot `at` as `task`, and replies once it is done. `false`: there is
@@ -181,7 +172,10 @@ pub(super) fn advance_retrieve(cx: &Context, at: SlotIndex, task: TaskId) -> boo
 async fn retrieve(cx: &Context, at: SlotIndex) -> Result<Reply<Buffer>, Refusal> {
     let begun = {
         let slot = cx.slots.at(at).borrow();
-        begin_retrieve(cx, slot.opcode, &slot.command, slot.key())?
+        let wanted = wanted(slot.opcode, &slot.command, slot.key())?;
+        let Wanted { namespace, key, offset, length } = wanted;
+        let begun = cx.store.start_retrieve(namespace, key, offset, length);
+        begun.map_err(|status| cx.refusal(namespace, key, status))?
     };
     Ok(retrieved(cx, begun.finish().await?))
 }

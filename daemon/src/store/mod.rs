@@ -36,7 +36,7 @@ mod write;
 pub use list::Listed;
 pub use namespace::{Class, Namespace, Namespaces, Usage};
 pub use pool::{OpenError, Pool};
-pub use read::{PendingRetrieve, Retrieve};
+pub use read::{Looked, PendingRetrieve, Retrieve, Wanted};
 pub use recovery::RecoveryError;
 pub use shard::Shard;
 pub use write::{PendingDelete, PendingStore};

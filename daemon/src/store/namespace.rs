@@ -103,6 +103,12 @@ impl Namespaces {
         Some((one.class, one.quota_bytes, one.ttl_s))
     }
 
+    /// Is there such a namespace?
+    #[must_use]
+    pub fn are(&self, number: u32) -> bool {
+        self.0.borrow().get(number as usize).is_some_and(Option::is_some)
+    }
+
     /// Does any namespace let its values expire?
     #[must_use]
     pub fn any_ttl(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use super::checksum::{covering, has_checksum_page, verify};
 use super::format::{UNIT_BYTES, crc32c};
-use super::index::Pointer;
+use super::index::{KeyHash, Pointer};
 use super::shard::{Pin, Shard};
 use super::space::UNITS_PER_BLOCK;
 use super::tier::Found;
@@ -13,6 +13,28 @@ use forebay_nvme::{BLOCK_BYTES, Buffer, DmaBuf};
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
+
+/// What a retrieve asks for: `length` bytes of a value from `offset` on, or what there is of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'k> {
+    /// The namespace's number.
+    pub namespace: u32,
+    /// The key.
+    pub key: &'k [u8],
+    /// The first byte.
+    pub offset: u64,
+    /// The most bytes.
+    pub length: u32,
+}
+
+/// Where a value is.
+#[derive(Debug)]
+pub enum Looked {
+    /// In memory.
+    Found(Fragment),
+    /// Not there; what its key is known by, for [`Store::read`].
+    Elsewhere(KeyHash),
+}
 
 /// A retrieve that has begun.
 #[derive(Debug)]
@@ -71,22 +93,43 @@ impl Store {
         offset: u64,
         length: u32,
     ) -> Result<Retrieve, Status> {
-        let Context { tier, now_s, .. } = &**self.context();
-        let (hash, rules) = (self.hash(namespace, key)?, self.rules(namespace));
-        if rules.is_ok()
-            && let Some(found) = tier.find(hash, now_s.get())
-        {
-            debug_assert!(self.is_current(namespace, key, &found), "memory holds an old value");
-            let range = wanted(offset, length, found.pointer.length)?;
-            return Ok(Retrieve::Found(found.cut(range)));
+        let wanted = Wanted { namespace, key, offset, length };
+        Ok(match self.look(&wanted)? {
+            Looked::Found(fragment) => Retrieve::Found(fragment),
+            Looked::Elsewhere(hash) => Retrieve::Reading(self.read(&wanted, hash)?),
+        })
+    }
+
+    /// Looks for a value in memory alone.
+    ///
+    /// # Errors
+    /// `KeyLength`, `Range`.
+    pub fn look(&self, wanted: &Wanted<'_>) -> Result<Looked, Status> {
+        let Wanted { namespace, key, offset, length } = *wanted;
+        let Context { tier, now_s, namespaces, .. } = &**self.context();
+        let hash = self.hash(namespace, key)?;
+        match tier.find(hash, now_s.get()) {
+            Some(found) if namespaces.are(namespace) => {
+                debug_assert!(self.is_current(namespace, key, &found), "memory holds an old value");
+                let range = range(offset, length, found.length)?;
+                Ok(Looked::Found(found.cut(range)))
+            }
+            _ => Ok(Looked::Elsewhere(hash)),
         }
+    }
+
+    /// Starts to read a value that is not in memory.
+    ///
+    /// # Errors
+    /// As [`Store::start_retrieve`].
+    pub fn read(&self, wanted: &Wanted<'_>, hash: KeyHash) -> Result<PendingRetrieve, Status> {
+        let Wanted { namespace, key, offset, length } = *wanted;
         let shard = self.shard(namespace, key)?;
-        rules?;
+        self.rules(namespace)?;
         let pointer = shard.find(hash).ok_or(Status::NotFound)?.pointer();
-        let wanted = wanted(offset, length, pointer.length)?;
+        let wanted = range(offset, length, pointer.length)?;
         let is_to_stay = pointer.length > 0 && wanted == (0..u64::from(pointer.length));
-        let pending = PendingRetrieve::start(shard.clone(), pointer, wanted, is_to_stay);
-        Ok(Retrieve::Reading(pending))
+        Ok(PendingRetrieve::start(shard.clone(), pointer, wanted, is_to_stay))
     }
 
     /// Does the index point at what was found in memory?
@@ -94,7 +137,10 @@ impl Store {
         let hash = self.hash(namespace, key);
         let entry = hash.and_then(|hash| Ok(self.shard(namespace, key)?.find(hash)));
         let pointer = entry.ok().flatten().map(|entry| entry.pointer());
-        pointer.is_some_and(|pointer| pointer == found.pointer)
+        pointer.is_some_and(|pointer| {
+            let known = (pointer.length, pointer.expiry_s) == (found.length, found.expiry_s);
+            known && (has_checksum_page(pointer.length) || pointer.crc == found.crc)
+        })
     }
 
     /// The length of a key's value.
@@ -109,7 +155,7 @@ impl Store {
 }
 
 /// The bytes of a value that are asked for, or what there is of them.
-fn wanted(offset: u64, length: u32, value_length: u32) -> Result<Range<u64>, Status> {
+fn range(offset: u64, length: u32, value_length: u32) -> Result<Range<u64>, Status> {
     let end = u64::from(value_length);
     if offset > end || (offset == end && end > 0) {
         return Err(Status::Range);
@@ -120,11 +166,11 @@ fn wanted(offset: u64, length: u32, value_length: u32) -> Result<Range<u64>, Sta
 impl Found {
     /// The bytes `wanted` of it.
     fn cut(self, wanted: Range<u64>) -> Fragment {
-        let Self { buffer, begin, crc, pointer } = self;
+        let Self { buffer, begin, length, crc, .. } = self;
+        let begin = begin as usize;
         let range = begin + wanted.start as usize..begin + wanted.end as usize;
-        let is_whole = wanted == (0..u64::from(pointer.length));
-        let crc = if is_whole { crc } else { crc32c(&buffer[range.clone()]) };
-        Fragment { buffer: Buffer::Shared(buffer), range, crc, value_length: pointer.length }
+        let crc = if range.len() == length as usize { crc } else { crc32c(&buffer[range.clone()]) };
+        Fragment { buffer: Buffer::Shared(buffer), range, crc, value_length: length }
     }
 }
 

@@ -54,11 +54,13 @@ pub(super) struct Found {
     /// The memory it is in.
     pub buffer: SharedBuf,
     /// Where in it.
-    pub begin: usize,
+    pub begin: u32,
+    /// Bytes in it.
+    pub length: u32,
     /// CRC32C of the whole value.
     pub crc: u32,
-    /// Its entry in the index.
-    pub pointer: Pointer,
+    /// When it ends, as in its [`Pointer`].
+    pub expiry_s: u32,
 }
 
 /// No slot.
@@ -139,8 +141,9 @@ impl Tier {
 
     /// Keeps the value at `pointer`, verified, from byte `begin` of `buffer` on, which [`Tier::alloc`] has given.
     pub(super) fn keep(&self, pointer: Pointer, begin: usize, crc: u32, buffer: DmaBuf) -> Found {
-        let found = Found { buffer: buffer.share(), begin, crc, pointer };
-        while !self.state.borrow_mut().keep(&found) {
+        let Pointer { hash, length, expiry_s, .. } = pointer;
+        let found = Found { buffer: buffer.share(), begin: begin as u32, length, crc, expiry_s };
+        while !self.state.borrow_mut().keep(hash, &found) {
             if self.drop_one().is_none() {
                 break;
             }
@@ -187,7 +190,7 @@ impl State {
         while at != NONE {
             let slot = &mut self.slots[at as usize];
             if slot.hash == hash {
-                let lives = |found: &&Found| !(1..=now_s).contains(&found.pointer.expiry_s);
+                let lives = |found: &&Found| !(1..=now_s).contains(&found.expiry_s);
                 let found = slot.found.as_ref().filter(lives)?;
                 slot.hits = (slot.hits + 1).min(HITS_MAX);
                 return Some(found.clone());
@@ -198,8 +201,7 @@ impl State {
     }
 
     /// `false`: there is no slot until another value goes.
-    fn keep(&mut self, found: &Found) -> bool {
-        let hash = found.pointer.hash;
+    fn keep(&mut self, hash: KeyHash, found: &Found) -> bool {
         self.forget(hash);
         let at = match self.free.pop() {
             Some(at) => at,
@@ -309,21 +311,21 @@ mod tests {
     fn pointer(key: u128, expiry_s: u32) -> Pointer {
         // Two of them lead to the same place: there are chains.
         let hash = KeyHash::new(key >> 1 | key << 64);
-        Pointer { hash, namespace: 16, address: 0, length: 4096, crc: key as u32, expiry_s }
+        Pointer { hash, namespace: 16, address: 0, length: 4096, crc: 0, expiry_s }
     }
 
     /// As a miss does it; `false`: there was no memory.
     fn read(tier: &Tier, key: u128, bytes: usize) -> bool {
         let Some(mut buffer) = tier.alloc(bytes) else { return false };
         buffer.fill(key as u8);
-        drop(tier.keep(pointer(key, 0), 0, 0, buffer));
+        drop(tier.keep(pointer(key, 0), 0, key as u32, buffer));
         true
     }
 
     fn asked(tier: &Tier, key: u128) -> bool {
         let found = tier.find(pointer(key, 0).hash, 1);
         if let Some(found) = &found {
-            assert_eq!(found.pointer.crc, key as u32, "the value of another key");
+            assert_eq!(found.crc, key as u32, "the value of another key");
             assert!(found.buffer.iter().all(|byte| *byte == key as u8), "bytes of another key");
         }
         found.is_some()

@@ -2,8 +2,8 @@
 
 use super::rig::{Event, Rig, response};
 use super::{CONNECTIONS_MAX, Peer, Wire};
-use crate::pdu::{GoAway, GoAwayReason, PduType, Ping};
-use crate::transport::{CloseReason, Payload, RemoteMemory, Transport};
+use crate::pdu::{GoAway, GoAwayReason, PduType, Ping, Response};
+use crate::transport::{CloseReason, Payload, Payloads, RemoteMemory, Transport};
 use zerocopy::IntoBytes;
 
 pub(super) fn every_pull_ends_once_when_the_peer_vanishes<W: Wire>(rig: &mut Rig<W>) {
@@ -40,8 +40,8 @@ pub(super) fn payloads_are_dropped_when_the_peer_vanishes<W: Wire>(rig: &mut Rig
     for cid in 0..16 {
         let buffer = rig.buffers.holding(vec![1; 1 << 20]);
         let payload = Payload { buffer, range: 0..1 << 20 };
-        let (pdu, remote) = (response(cid, 1 << 20), peer.expect(cid, 1 << 20));
-        rig.wire.transport().push(conn, pdu.as_bytes(), remote.get(), &mut [payload].into_iter());
+        let (outcome, remote) = (response(cid, 1 << 20), peer.expect(cid, 1 << 20));
+        rig.wire.transport().push(conn, &outcome, remote.get(), Payloads::One(payload));
     }
     if W::Peer::IS_PASSIVE {
         rig.turn();
@@ -65,8 +65,8 @@ pub(super) fn a_stale_connection_is_ignored<W: Wire>(rig: &mut Rig<W>) {
     rig.pull(stale, 1, RemoteMemory::none(10));
     rig.wire.transport().send(stale, Ping::new(PduType::Ping, 1).as_bytes());
     let payload = Payload { buffer: rig.buffers.holding(vec![0; 9]), range: 0..9 };
-    let (pdu, remote) = (response(2, 9), RemoteMemory::none(9));
-    rig.wire.transport().push(stale, pdu.as_bytes(), remote, &mut [payload].into_iter());
+    let (outcome, remote) = (response(2, 9), RemoteMemory::none(9));
+    rig.wire.transport().push(stale, &outcome, remote, Payloads::One(payload));
     rig.wire.transport().close(stale, true);
     rig.settle(&mut [&mut peer]);
     let only = [Event::Pulled(stale, 1, vec![0xEE; 13], false)];
@@ -80,15 +80,16 @@ pub(super) fn closing_in_order_delivers_what_was_queued<W: Wire>(rig: &mut Rig<W
     rig.pull(conn, 7, remote.get());
     let data = rig.bytes(3 << 20);
     let payload = Payload { buffer: rig.buffers.holding(data.clone()), range: 0..data.len() };
-    let (pdu, remote) = (response(1, data.len()), peer.expect(1, data.len()));
-    rig.wire.transport().push(conn, pdu.as_bytes(), remote.get(), &mut [payload].into_iter());
+    let (outcome, remote) = (response(1, data.len()), peer.expect(1, data.len()));
+    rig.wire.transport().push(conn, &outcome, remote.get(), Payloads::One(payload));
     let goaway = GoAway::new(GoAwayReason::Drain);
     rig.wire.transport().send(conn, goaway.as_bytes());
     rig.wire.transport().close(conn, false);
     // What the peer still says is not looked at any more.
     peer.send(Ping::new(PduType::Ping, 5).as_bytes());
     rig.until("the end", &mut [&mut peer], |_, peers| peers[0].is_closed());
-    let expected = [[pdu.as_bytes(), &data].concat(), goaway.as_bytes().to_vec()];
+    let expected =
+        [[Response::new(&outcome).as_bytes(), &data].concat(), goaway.as_bytes().to_vec()];
     assert!(peer.received() == expected, "seed {}: what was queued did not arrive", rig.seed);
     drop(peer);
     assert_eq!(rig.closed(conn, &mut []), CloseReason::Local);
@@ -102,8 +103,8 @@ pub(super) fn aborting_gives_every_buffer_back<W: Wire>(rig: &mut Rig<W>) {
     rig.pull(conn, 0, remote.get());
     for cid in 1..9 {
         let payload = Payload { buffer: rig.buffers.holding(vec![0; 1 << 20]), range: 0..1 << 20 };
-        let (pdu, remote) = (response(cid, 1 << 20), RemoteMemory::none(1 << 20));
-        rig.wire.transport().push(conn, pdu.as_bytes(), remote, &mut [payload].into_iter());
+        let (outcome, remote) = (response(cid, 1 << 20), RemoteMemory::none(1 << 20));
+        rig.wire.transport().push(conn, &outcome, remote, Payloads::One(payload));
     }
     rig.wire.transport().close(conn, true);
     rig.turn();

@@ -4,8 +4,7 @@ use super::memory::push;
 use super::rig::{Event, Rig, response};
 use super::{MemoryPeer, Peer, Wire};
 use crate::pdu::{Fragment, Response, response_flags};
-use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Transport};
-use zerocopy::IntoBytes;
+use crate::transport::{CloseReason, ConnId, Payload, Payloads, RemoteMemory, Transport};
 
 /// What is in memory before anything lands there.
 const UNTOUCHED: u8 = 0xEE;
@@ -84,7 +83,7 @@ fn push_pieces<W: Wire>(
         })
         .collect();
     let response = response(cid, data.len());
-    rig.wire.transport().push(conn, response.as_bytes(), into, &mut payloads.drain(..));
+    rig.wire.transport().push(conn, &response, into, Payloads::Many(&mut payloads.drain(..)));
 }
 
 pub(super) fn a_push_fills_its_fragments_and_nothing_else<W: Wire<Peer: MemoryPeer>>(

@@ -3,7 +3,7 @@
 use super::rig::{Event, Rig, response};
 use super::{MemoryPeer, Peer, Wire};
 use crate::pdu::{Response, response_flags};
-use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Transport};
+use crate::transport::{CloseReason, ConnId, Payload, Payloads, RemoteMemory, Transport};
 use zerocopy::IntoBytes;
 
 /// Response `cid` with `data` in two pieces.
@@ -20,7 +20,7 @@ pub(super) fn push<W: Wire>(
         Payload { buffer, range: 2..2 + part.len() }
     });
     let response = response(cid, data.len());
-    rig.wire.transport().push(conn, response.as_bytes(), into, &mut payloads.into_iter());
+    rig.wire.transport().push(conn, &response, into, Payloads::Many(&mut payloads.into_iter()));
 }
 
 pub(super) fn a_push_lands_in_the_peers_memory<W: Wire<Peer: MemoryPeer>>(rig: &mut Rig<W>) {
@@ -86,8 +86,8 @@ pub(super) fn data_that_the_memory_does_not_hold_stands_behind_its_response<
         received.append(&mut peers[0].received());
         received.len() == 2
     });
-    assert_eq!(received[0], [response(1, 100).as_bytes(), &data].concat());
-    assert_eq!(received[1], response(2, 0).as_bytes());
+    assert_eq!(received[0], [Response::new(&response(1, 100)).as_bytes(), &data].concat());
+    assert_eq!(received[1], Response::new(&response(2, 0)).as_bytes());
     assert_eq!(peer.look(into), [0xEE; 99]);
 }
 

@@ -2,8 +2,8 @@
 
 use super::rig::{Event, Rig, command, response};
 use super::{Peer, Wire};
-use crate::pdu::{COMMON_HEADER_BYTES, PduType, Ping};
-use crate::transport::{Payload, RemoteMemory, Transport};
+use crate::pdu::{COMMON_HEADER_BYTES, PduType, Ping, Response};
+use crate::transport::{Payload, Payloads, RemoteMemory, Transport};
 use zerocopy::IntoBytes;
 
 pub(super) fn pdus_arrive_whole_once_and_in_order<W: Wire>(rig: &mut Rig<W>) {
@@ -47,8 +47,13 @@ pub(super) fn what_is_sent_arrives_in_order_with_its_data<W: Wire>(rig: &mut Rig
             })
             .collect();
         let remote = peer.expect(cid, data.len());
-        rig.wire.transport().push(conn, response.as_bytes(), remote.get(), &mut payloads.drain(..));
-        expected.push([response.as_bytes(), &data].concat());
+        rig.wire.transport().push(
+            conn,
+            &response,
+            remote.get(),
+            Payloads::Many(&mut payloads.drain(..)),
+        );
+        expected.push([Response::new(&response).as_bytes(), &data].concat());
         if rig.rng.u8(..8) == 0 {
             rig.turn();
             peer.turn();
@@ -101,7 +106,7 @@ pub(super) fn a_payload_is_dropped_when_it_has_left<W: Wire>(rig: &mut Rig<W>) {
     let response = response(0, 4 << 20);
     let payload = Payload { buffer, range: 0..4 << 20 };
     let remote = peer.expect(0, 4 << 20);
-    rig.wire.transport().push(conn, response.as_bytes(), remote.get(), &mut [payload].into_iter());
+    rig.wire.transport().push(conn, &response, remote.get(), Payloads::One(payload));
     assert!(!rig.wire.transport().is_flushed());
     rig.until("a flushed transport", &mut [&mut peer], |rig, _| rig.wire.transport().is_flushed());
     assert_eq!(rig.buffers.live(), 0, "the payload left, its buffer stayed");

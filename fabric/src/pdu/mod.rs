@@ -190,6 +190,12 @@ impl CommonHeader {
         }
     }
 
+    /// It is a response whose data is in the memory that its command names.
+    #[must_use]
+    pub fn is_placed(&self) -> bool {
+        self.pdu_type == PduType::Response as u8 && self.flags & response_flags::PLACED != 0
+    }
+
     /// Looks at the beginning of a stream of PDUs: what the next one is, and how long. `None` until
     /// there are 8 bytes.
     ///

@@ -60,6 +60,16 @@ pub struct Outcome {
     pub data_crc: u32,
 }
 
+impl Outcome {
+    /// The same, said of the same data in memory of `length` bytes. `None`: there is no data, or that memory does
+    /// not hold it.
+    #[must_use]
+    pub fn placed(self, length: u32) -> Option<Self> {
+        let fits = (1..=length).contains(&self.data_length);
+        fits.then_some(Self { flags: self.flags | response_flags::PLACED, ..self })
+    }
+}
+
 impl Response {
     /// The bytes that say `outcome`.
     #[must_use]
@@ -78,21 +88,6 @@ impl Response {
         response.header.flags = flags;
         check::seal(&mut response);
         response
-    }
-
-    /// What `pdu`, a response of this side's own, says of data that follows it, said of the same data in
-    /// memory of `length` bytes. `None`: there is no data, or that memory does not hold it.
-    #[must_use]
-    pub fn placed(pdu: &[u8], length: u32) -> Option<Self> {
-        let mut response = Self::read_from_bytes(pdu).ok()?;
-        let fits = (1..=length).contains(&response.data_length.get());
-        if !fits || response.header.pdu_type != PduType::Response as u8 {
-            return None;
-        }
-        response.header.flags |= response_flags::PLACED;
-        response.header.length = U32::new(size_of::<Self>() as u32);
-        check::seal(&mut response);
-        Some(response)
     }
 
     /// Checks the first 32 bytes of a response; its data has not been looked at.

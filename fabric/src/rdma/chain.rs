@@ -187,6 +187,18 @@ impl<B> Chain<B> {
         }
     }
 
+    /// Writes `payload`, as long as `place`, there, with one work request.
+    pub(super) fn write_one(&mut self, place: &Fragment, payload: Payload<B>) {
+        let Payload { buffer, range } = payload;
+        debug_assert!(range.len() == place.length.get() as usize, "a payload as long as its place");
+        let at = self.pieces.len();
+        self.pieces.push(Piece { buffer: self.buffers.len(), range });
+        self.buffers.push(buffer);
+        let (address, key) = (place.address.get(), place.key.get());
+        self.steps
+            .push(Step { work: Work::Write { pieces: at..at + 1, address, key }, releases: 1 });
+    }
+
     /// Reads all of `remote` into the beginning of `buffer`; its end is reported as `token`.
     pub fn read(&mut self, token: u32, remote: RemoteMemory<'_>, buffer: B, limits: &Limits) {
         let index = self.buffers.len();

@@ -98,6 +98,11 @@ impl<B: Buffer> Channel<B> {
         self.output.is_empty() && self.waiting.is_empty()
     }
 
+    /// READs are under way, or wait.
+    pub(super) fn has_reads(&self) -> bool {
+        !self.waiting.is_empty() || !self.posted.is_empty()
+    }
+
     /// The READ `token` is under way.
     pub(super) fn is_reading(&self, token: u32) -> bool {
         self.posted.iter().any(|(posted, _)| *posted == token)
@@ -113,6 +118,12 @@ impl<B: Buffer> Channel<B> {
         let mut kept = self.spare.pop().unwrap_or_default();
         kept.keep(remote);
         self.waiting.push_back(Waiting { token, remote: kept, buffer });
+    }
+
+    /// Gives up the READ `token` if it has not been posted.
+    pub(super) fn give_up(&mut self, token: u32) -> Option<(u32, B)> {
+        let at = self.waiting.iter().position(|waiting| waiting.token == token)?;
+        self.waiting.remove(at).map(|waiting| (token, waiting.buffer))
     }
 
     /// The READ `token` has ended.

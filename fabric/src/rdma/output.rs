@@ -8,8 +8,8 @@ use super::chain::Chain;
 use super::provider::{Limits, Room};
 use super::run::Run;
 use super::splitter::Splitter;
-use crate::pdu::{FRAGMENTS_MAX, Fragment};
-use crate::transport::{Payload, RemoteMemory, Walk};
+use crate::pdu::{FRAGMENTS_MAX, Fragment, Response};
+use crate::transport::{Payload, Payloads, RemoteMemory, Walk};
 use std::collections::VecDeque;
 
 /// Bytes of PDUs without bulk data that a peer may let wait.
@@ -18,8 +18,27 @@ const WAITING_BYTES_MAX: usize = 512 << 10;
 /// the longest values. A client that names memory for its answers, as it should, never gets there.
 const COPIED_BYTES_MAX: usize = 16 << 20;
 
+/// What is posted as a whole.
+#[derive(Debug)]
+enum Item<B> {
+    One(One<B>),
+    Many(Many),
+}
+
+/// The usual push: one payload to one place of the peer's memory, in one work request, and its response.
+#[derive(Debug)]
+struct One<B> {
+    payload: Payload<B>,
+    place: Fragment,
+    pdu: [u8; PDU_BYTES],
+}
+
+/// Bytes of a response.
+const PDU_BYTES: usize = size_of::<Response>();
+
+/// Anything else; its parts are those of all items, in order.
 #[derive(Clone, Copy, Debug)]
-struct Item {
+struct Many {
     /// Bytes of the message, if this item has one.
     message: Option<usize>,
     /// It is a part of copied data.
@@ -32,10 +51,10 @@ struct Item {
 
 #[derive(Debug)]
 pub(super) struct Output<B> {
-    items: VecDeque<Item>,
-    /// The messages of all items.
+    items: VecDeque<Item<B>>,
+    /// The messages of all items of many parts.
     bytes: Run<u8>,
-    /// The peer's memory of all items: as long as the payloads.
+    /// The peer's memory of all those: as long as the payloads.
     places: Run<Fragment>,
     /// Of those that wait: bytes of copied data.
     copied: usize,
@@ -80,7 +99,7 @@ impl<B> Output<B> {
     pub(super) fn push_copied(
         &mut self,
         pdu: &[u8],
-        payloads: &mut dyn Iterator<Item = Payload<B>>,
+        payloads: Payloads<'_, B>,
         message_bytes: usize,
     ) -> bool
     where
@@ -103,17 +122,34 @@ impl<B> Output<B> {
     /// The last `length` bytes leave in messages of at most `message_bytes`.
     fn put_messages(&mut self, length: usize, copied: bool, message_bytes: usize) {
         let lengths = (0..length).step_by(message_bytes).map(|at| message_bytes.min(length - at));
-        self.items.extend(lengths.map(|message| Item {
-            message: Some(message),
-            copied,
-            works: 1,
-            payloads: 0,
-            places: 0,
-        }));
+        let item = |message| Many { message, copied, works: 1, payloads: 0, places: 0 };
+        self.items.extend(lengths.map(|message| Item::Many(item(Some(message)))));
     }
 
     /// Queues data for the peer's memory, and the PDU that says so.
     pub(super) fn push_written(
+        &mut self,
+        pdu: &[u8],
+        remote: RemoteMemory<'_>,
+        payloads: Payloads<'_, B>,
+        limits: &Limits,
+    ) {
+        match payloads {
+            Payloads::None => self.push_many(pdu, remote, std::iter::empty(), limits),
+            Payloads::One(payload) => {
+                let place = one_place(remote, payload.range.len(), limits);
+                match (place, pdu.try_into()) {
+                    (Some(place), Ok(pdu)) => {
+                        self.items.push_back(Item::One(One { payload, place, pdu }));
+                    }
+                    _ => self.push_many(pdu, remote, std::iter::once(payload), limits),
+                }
+            }
+            Payloads::Many(payloads) => self.push_many(pdu, remote, payloads, limits),
+        }
+    }
+
+    fn push_many(
         &mut self,
         pdu: &[u8],
         remote: RemoteMemory<'_>,
@@ -159,7 +195,7 @@ impl<B> Output<B> {
             self.places.all.push(place);
         }
         let (message, places) = (message.map(<[u8]>::len), self.places.all.len() - before);
-        self.items.push_back(Item { message, copied: false, works, payloads, places });
+        self.items.push_back(Item::Many(Many { message, copied: false, works, payloads, places }));
     }
 
     /// Moves the next item into `chain`, if there is room for it and (should it need one) a credit;
@@ -171,10 +207,43 @@ impl<B> Output<B> {
         limits: &Limits,
         credit: impl FnOnce() -> Option<u32>,
     ) -> bool {
-        let Some(Item { message, copied, works, payloads, places }) = self.items.front().copied()
-        else {
+        match self.items.front() {
+            None => false,
+            Some(Item::One(_)) => self.pop_one(chain, room, credit),
+            Some(Item::Many(many)) => self.pop_many(*many, chain, room, limits, credit),
+        }
+    }
+
+    fn pop_one(
+        &mut self,
+        chain: &mut Chain<B>,
+        room: &mut Room,
+        credit: impl FnOnce() -> Option<u32>,
+    ) -> bool {
+        if room.works < 2 || room.buffers < 1 || room.bytes < PDU_BYTES {
+            return false;
+        }
+        let Some(number) = credit() else { return false };
+        let Some(Item::One(One { payload, place, pdu })) = self.items.pop_front() else {
             return false;
         };
+        chain.write_one(&place, payload);
+        chain.send(&pdu, number);
+        room.works -= 2;
+        room.buffers -= 1;
+        room.bytes -= PDU_BYTES;
+        true
+    }
+
+    fn pop_many(
+        &mut self,
+        many: Many,
+        chain: &mut Chain<B>,
+        room: &mut Room,
+        limits: &Limits,
+        credit: impl FnOnce() -> Option<u32>,
+    ) -> bool {
+        let Many { message, copied, works, payloads, places } = many;
         let bytes = message.unwrap_or(0);
         if room.works < works || room.buffers < payloads || room.bytes < bytes {
             return false;
@@ -209,6 +278,13 @@ impl<B> Output<B> {
     }
 }
 
+/// The place of the first `length` bytes of `remote`, if one work request writes them there.
+fn one_place(remote: RemoteMemory<'_>, length: usize, limits: &Limits) -> Option<Fragment> {
+    let Fragment { address, key, length: room } = remote.fragments().first()?;
+    let fits = (1..=room.get() as usize).contains(&length) && length <= limits.message_bytes;
+    fits.then(|| Fragment::new(address.get(), key.get(), length as u32))
+}
+
 /// What one item will have.
 #[derive(Clone, Copy, Debug, Default)]
 struct Group {
@@ -227,7 +303,7 @@ mod tests {
 
     fn copied(output: &mut Output<Vec<u8>>, length: usize) -> bool {
         let payload = Payload { buffer: vec![7; length], range: 0..length };
-        output.push_copied(&[1; 32], &mut std::iter::once(payload), 8192)
+        output.push_copied(&[1; 32], Payloads::One(payload), 8192)
     }
 
     #[test]
@@ -281,7 +357,7 @@ mod tests {
             output.push_written(
                 &[9; 32],
                 RemoteMemory::new(&fragments),
-                payloads.into_iter(),
+                Payloads::Many(&mut payloads.into_iter()),
                 &limits,
             );
             let (mut memory, mut items) = (vec![0; at as usize], 0);

@@ -8,8 +8,8 @@ use super::session::{Session, Slot, State, Step};
 use super::{Counters, RequestId, ServerConfig, Service};
 use crate::Status;
 use crate::pdu::{
-    Auth, CAPSULE_BYTES_MIN, Cancel, Capsule, DecodeError, GoAway, GoAwayReason, Hello, Opcode,
-    Outcome, PduType, Ping, Response, VERSION, Welcome, features,
+    Auth, CAPSULE_BYTES_MIN, Cancel, DecodeError, GoAway, GoAwayReason, Hello, Outcome, PduType,
+    Ping, Response, VERSION, Welcome, features,
 };
 use crate::transport::{CloseReason, ConnId};
 use zerocopy::IntoBytes;
@@ -107,8 +107,8 @@ impl Core {
     }
 
     /// The place of a command, in flight or just answered.
-    pub(super) fn slot(&self, id: RequestId) -> &Slot {
-        &self.sessions[usize::from(id.conn.slot)].slots[usize::from(id.cid)]
+    pub(super) fn slot(&mut self, id: RequestId) -> &mut Slot {
+        &mut self.sessions[usize::from(id.conn.slot)].slots[usize::from(id.cid)]
     }
 
     /// The session of `conn`, if it is not over.
@@ -199,76 +199,33 @@ impl Core {
         pdu: &[u8],
         service: &mut impl Service<B>,
     ) -> Result<(), DecodeError> {
-        let capsule = self.check(conn, pdu)?;
+        let node = self.node(conn, 0);
+        let Self { sessions, deadlines, counters, welcome, now_us, .. } = self;
+        let session = &mut sessions[usize::from(conn.slot)];
+        let capsule = session.check(pdu, welcome.fragments_max)?;
         let cid = capsule.command.header.cid.get();
-        self.counters.bytes_in += pdu.len() as u64;
-        if let Some(status) = self.turn_away(conn, &capsule) {
+        counters.bytes_in += pdu.len() as u64;
+        if let Some(status) = session.turn_away(&capsule) {
+            counters.turned_away += u64::from(status != Status::Unsupported);
             self.respond(conn, cid, status);
             return Ok(());
         }
         let wished_us = match capsule.command.timeout_us.get() {
-            0 => self.welcome.timeout_max_us,
-            wished_us => wished_us.min(self.welcome.timeout_max_us),
+            0 => welcome.timeout_max_us,
+            wished_us => wished_us.min(welcome.timeout_max_us),
         };
-        let deadline_us = self.now_us + u64::from(wished_us);
-        self.deadlines.set(self.node(conn, cid), deadline_us);
-        self.active += 1;
-        self.counters.requests += 1;
-        let session = self.session(conn);
+        let deadline_us = *now_us + u64::from(wished_us);
+        deadlines.set(node + u32::from(cid), deadline_us);
+        counters.requests += 1;
         session.active += 1;
         let slot = &mut session.slots[usize::from(cid)];
         slot.generation = slot.generation.wrapping_add(1);
         slot.active = true;
         slot.note(&capsule);
         let id = RequestId { conn, cid, generation: slot.generation };
+        self.active += 1;
         service.request(id, &capsule, deadline_us);
         Ok(())
-    }
-
-    /// The capsule, if it keeps to what was negotiated.
-    fn check<'a>(&mut self, conn: ConnId, pdu: &'a [u8]) -> Result<Capsule<'a>, DecodeError> {
-        let session = self.session(conn);
-        if pdu.len() > session.capsule_bytes as usize {
-            return Err(DecodeError::Field("capsule larger than negotiated"));
-        }
-        let capsule = Capsule::parse(pdu)?;
-        if capsule.fragments.len() > usize::from(self.welcome.fragments_max) {
-            return Err(DecodeError::Field("more fragments than granted"));
-        }
-        let session = self.session(conn);
-        let cid = capsule.command.header.cid.get();
-        // As many identifiers as credits, each in use once: no client gets beyond its credits.
-        if cid >= session.queue_depth {
-            return Err(DecodeError::Field("cid past the queue depth"));
-        }
-        let slot = &session.slots[usize::from(cid)];
-        if slot.active {
-            return Err(DecodeError::Field("cid in flight already"));
-        }
-        if slot.pulling {
-            return Err(DecodeError::Field("cid whose DATA has not come"));
-        }
-        Ok(capsule)
-    }
-
-    /// Why a command is not for the service, if it is not.
-    fn turn_away(&mut self, conn: ConnId, capsule: &Capsule<'_>) -> Option<Status> {
-        let session = self.session(conn);
-        let status = if session.state == State::Draining {
-            Status::ShuttingDown
-        } else if session.zombies >= u32::from(session.queue_depth) {
-            Status::Busy
-        } else if capsule.opcode.is_none_or(|opcode| needs(opcode) & !session.features != 0)
-            || (!capsule.items.is_empty() && session.features & features::BATCH == 0)
-        {
-            return Some(Status::Unsupported);
-        } else if !capsule.fragments_fit() {
-            return Some(Status::Malformed);
-        } else {
-            return None;
-        };
-        self.counters.turned_away += 1;
-        Some(status)
     }
 
     fn respond(&mut self, conn: ConnId, cid: u16, status: Status) {
@@ -350,29 +307,6 @@ impl Core {
             self.abandon(conn, cid, Status::Cancelled, service);
         }
         Ok(())
-    }
-}
-
-/// The features without which an opcode is not spoken.
-fn needs(opcode: Opcode) -> u64 {
-    match opcode {
-        Opcode::CheckpointBegin
-        | Opcode::CheckpointReserve
-        | Opcode::CheckpointPut
-        | Opcode::CheckpointSeal
-        | Opcode::CheckpointCommit
-        | Opcode::CheckpointAbort
-        | Opcode::CheckpointList
-        | Opcode::CheckpointManifest
-        | Opcode::CheckpointRead
-        | Opcode::CheckpointDelete => features::CHECKPOINT,
-        Opcode::Store
-        | Opcode::Retrieve
-        | Opcode::List
-        | Opcode::Delete
-        | Opcode::Exist
-        | Opcode::Namespaces
-        | Opcode::Stats => 0,
     }
 }
 

@@ -25,8 +25,7 @@ use crate::pdu::{
     self, Capsule, Endpoint, FRAGMENTS_MAX, Outcome, QUEUE_DEPTH_MAX, RESPONSE_DATA_BYTES_MAX,
     Response, Welcome, response_flags,
 };
-use crate::transport::{ConnId, Payload, Transport};
-use zerocopy::IntoBytes;
+use crate::transport::{ConnId, Payload, Payloads, Transport};
 
 /// What a server grants, and what it tells its clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,10 +207,11 @@ impl<T: Transport> Server<T> {
     /// # Panics
     /// If there is more data than a response holds.
     pub fn reply(&mut self, id: RequestId, mut reply: Reply<T::Buffer>) {
+        let Some(credit_limit) = self.core.answered(id) else { return };
         let payload = reply.payload.take();
-        let length = payload.as_ref().map_or(0, |payload| payload.range.len());
-        self.fit(id, &reply, payload.as_ref(), length);
-        self.answer(id, &reply, length, &mut payload.into_iter());
+        let length = self.fit(id, &reply, payload.as_slice());
+        let payloads = payload.map_or(Payloads::None, Payloads::One);
+        self.answer(id, &reply, credit_limit, length, payloads);
     }
 
     /// [`Server::reply`] with data that lies in several buffers, which are sent one behind the
@@ -226,34 +226,41 @@ impl<T: Transport> Server<T> {
         reply: &Reply<T::Buffer>,
         parts: &mut Vec<Payload<T::Buffer>>,
     ) {
-        let length = parts.iter().map(|part| part.range.len()).sum();
-        self.fit(id, reply, parts.first(), length);
-        self.answer(id, reply, length, &mut parts.drain(..));
+        match self.core.answered(id) {
+            Some(credit_limit) => {
+                let length = self.fit(id, reply, parts);
+                let payloads = Payloads::Many(&mut parts.drain(..));
+                self.answer(id, reply, credit_limit, length, payloads);
+            }
+            None => parts.clear(),
+        }
     }
 
-    /// Where each item's data goes, if it has memory of its own.
+    /// Finds where each item's data goes, if it has memory of its own; how much data there is.
     fn fit(
         &mut self,
         id: RequestId,
         reply: &Reply<T::Buffer>,
-        first: Option<&Payload<T::Buffer>>,
-        length: usize,
-    ) {
-        if let (Some(first), Some(slot)) = (first, self.core.session(id.conn).active_slot(id)) {
+        payloads: &[Payload<T::Buffer>],
+    ) -> usize {
+        let length = payloads.iter().map(|payload| payload.range.len()).sum();
+        assert!(length <= RESPONSE_DATA_BYTES_MAX, "more data than a response holds");
+        let slot = self.core.slot(id);
+        if let Some(first) = payloads.first().filter(|_| slot.has_items()) {
             let has_results = reply.flags & response_flags::ITEMS != 0;
             slot.fit(has_results, &first.buffer.as_ref()[first.range.clone()], length);
         }
+        length
     }
 
     fn answer(
         &mut self,
         id: RequestId,
         reply: &Reply<T::Buffer>,
+        credit_limit: u16,
         length: usize,
-        payloads: &mut dyn Iterator<Item = Payload<T::Buffer>>,
+        payloads: Payloads<'_, T::Buffer>,
     ) {
-        assert!(length <= RESPONSE_DATA_BYTES_MAX, "more data than a response holds");
-        let Some(credit_limit) = self.core.answered(id) else { return };
         let outcome = Outcome {
             cid: id.cid,
             flags: reply.flags,
@@ -263,12 +270,11 @@ impl<T: Transport> Server<T> {
             result: reply.result,
             data_crc: reply.data_crc,
         };
-        let response = Response::new(&outcome);
         self.core.counters.responses += 1;
         self.core.counters.bytes_out += (size_of::<Response>() + length) as u64;
         // The slot is free for the client's next command, which cannot come before this has been told.
         let remote = self.core.slot(id).answer();
-        self.transport.push(id.conn, response.as_bytes(), remote, payloads);
+        self.transport.push(id.conn, &outcome, remote, payloads);
         self.act();
     }
 

@@ -1,7 +1,8 @@
 //! What the server knows of one connection: where its handshake is, and its commands in flight.
 
 use super::RequestId;
-use crate::pdu::{Capsule, Fragment, ItemResult, Opcode, PduType};
+use crate::Status;
+use crate::pdu::{Capsule, DecodeError, Fragment, ItemResult, Opcode, PduType, features};
 use crate::transport::{ConnId, KeptMemory, RemoteMemory};
 use zerocopy::FromBytes;
 
@@ -163,6 +164,11 @@ impl Slot {
         }
     }
 
+    /// Its items have fragments of their own.
+    pub(super) fn has_items(&self) -> bool {
+        self.purpose == Purpose::Items
+    }
+
     /// The answer's data is `length` bytes and, if it `has_results`, begins like `head`. Where each item has
     /// a fragment of its own, only as much of it is used from now on as the item fills.
     ///
@@ -251,8 +257,77 @@ impl Session {
         (slot.active && slot.generation == id.generation).then_some(slot)
     }
 
+    /// The capsule, if it keeps to what was negotiated.
+    pub(super) fn check<'a>(
+        &self,
+        pdu: &'a [u8],
+        fragments_max: u16,
+    ) -> Result<Capsule<'a>, DecodeError> {
+        if pdu.len() > self.capsule_bytes as usize {
+            return Err(DecodeError::Field("capsule larger than negotiated"));
+        }
+        let capsule = Capsule::parse(pdu)?;
+        if capsule.fragments.len() > usize::from(fragments_max) {
+            return Err(DecodeError::Field("more fragments than granted"));
+        }
+        let cid = capsule.command.header.cid.get();
+        // As many identifiers as credits, each in use once: no client gets beyond its credits.
+        if cid >= self.queue_depth {
+            return Err(DecodeError::Field("cid past the queue depth"));
+        }
+        let slot = &self.slots[usize::from(cid)];
+        if slot.active {
+            return Err(DecodeError::Field("cid in flight already"));
+        }
+        if slot.pulling {
+            return Err(DecodeError::Field("cid whose DATA has not come"));
+        }
+        Ok(capsule)
+    }
+
+    /// Why a command is not for the service, if it is not.
+    pub(super) fn turn_away(&self, capsule: &Capsule<'_>) -> Option<Status> {
+        if self.state == State::Draining {
+            return Some(Status::ShuttingDown);
+        }
+        if self.zombies >= u32::from(self.queue_depth) {
+            return Some(Status::Busy);
+        }
+        let is_spoken = |opcode| needs(opcode) & !self.features == 0;
+        let is_batch = !capsule.items.is_empty();
+        if !capsule.opcode.is_some_and(is_spoken)
+            || (is_batch && self.features & features::BATCH == 0)
+        {
+            return Some(Status::Unsupported);
+        }
+        (!capsule.fragments_fit()).then_some(Status::Malformed)
+    }
+
     pub(super) fn request_id(&self, cid: u16, generation: u32) -> RequestId {
         RequestId { conn: self.conn, cid, generation }
+    }
+}
+
+/// The features without which an opcode is not spoken.
+fn needs(opcode: Opcode) -> u64 {
+    match opcode {
+        Opcode::CheckpointBegin
+        | Opcode::CheckpointReserve
+        | Opcode::CheckpointPut
+        | Opcode::CheckpointSeal
+        | Opcode::CheckpointCommit
+        | Opcode::CheckpointAbort
+        | Opcode::CheckpointList
+        | Opcode::CheckpointManifest
+        | Opcode::CheckpointRead
+        | Opcode::CheckpointDelete => features::CHECKPOINT,
+        Opcode::Store
+        | Opcode::Retrieve
+        | Opcode::List
+        | Opcode::Delete
+        | Opcode::Exist
+        | Opcode::Namespaces
+        | Opcode::Stats => 0,
     }
 }
 
@@ -310,7 +385,7 @@ mod tests {
     }
 
     fn results(lengths: [u32; 3]) -> Vec<u8> {
-        let results = lengths.map(|length| ItemResult::new(crate::Status::Ok, length, 0, 0));
+        let results = lengths.map(|length| ItemResult::new(Status::Ok, length, 0, 0));
         results.as_slice().as_bytes().to_vec()
     }
 

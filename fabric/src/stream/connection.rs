@@ -8,8 +8,8 @@ use super::input::{IMPOSSIBLE, Input, Pull, Received};
 use super::queue::{SendQueue, Sent};
 use super::{ByteStream, PeerMemory};
 use crate::Buffer;
-use crate::pdu::Response;
-use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Walk};
+use crate::pdu::{Outcome, Response};
+use crate::transport::{CloseReason, ConnId, Payload, Payloads, RemoteMemory, Sink, Walk};
 use std::io::{self, ErrorKind};
 use zerocopy::IntoBytes;
 
@@ -107,22 +107,24 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
     /// else behind the response.
     pub(super) fn push(
         &mut self,
-        pdu: &[u8],
+        outcome: &Outcome,
         remote: RemoteMemory<'_>,
-        payloads: &mut dyn Iterator<Item = Payload<B>>,
+        payloads: Payloads<'_, B>,
     ) -> Result<(), &'static str> {
         if remote.is_named()
             && let Some(memory) = self.stream.memory()
-            && let Some(placed) = Response::placed(pdu, remote.length())
+            && let Some(placed) = outcome.placed(remote.length())
         {
             let mut walk = remote.walk();
-            self.placed_bytes += placed.data_length.get() as usize;
-            for Payload { buffer, range } in payloads {
-                put(memory, &mut walk, &buffer.as_ref()[range]).ok_or(ELSEWHERE)?;
-            }
-            return self.output.push_small(placed.as_bytes());
+            self.placed_bytes += placed.data_length as usize;
+            let mut all_put = Some(());
+            payloads.for_each(|Payload { buffer, range }| {
+                all_put = all_put.and_then(|()| put(memory, &mut walk, &buffer.as_ref()[range]));
+            });
+            all_put.ok_or(ELSEWHERE)?;
+            return self.output.push_small(Response::new(&placed).as_bytes());
         }
-        let queued = self.output.push_small(pdu);
+        let queued = self.output.push_small(Response::new(outcome).as_bytes());
         payloads.for_each(|payload| self.output.push_payload(payload));
         queued
     }

@@ -10,9 +10,11 @@ use super::connection::Connection;
 use super::input::{Pull, Received};
 use super::{ByteStream, Listener, Readiness};
 use crate::Buffer;
-use crate::pdu::{FRAGMENTS_MAX, GoAway, GoAwayReason, ReadyToTransfer, Transfer, VALUE_BYTES_MAX};
+use crate::pdu::{
+    FRAGMENTS_MAX, GoAway, GoAwayReason, Outcome, ReadyToTransfer, Transfer, VALUE_BYTES_MAX,
+};
 use crate::table::{EndedPulls, Table};
-use crate::transport::{CloseReason, ConnId, Payload, RemoteMemory, Sink, Transport};
+use crate::transport::{CloseReason, ConnId, Payloads, RemoteMemory, Sink, Transport};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
@@ -334,14 +336,14 @@ impl<L: Listener, B: Buffer> Transport for StreamTransport<L, B> {
     fn push(
         &mut self,
         conn: ConnId,
-        pdu: &[u8],
+        outcome: &Outcome,
         remote: RemoteMemory<'_>,
-        payloads: &mut dyn Iterator<Item = Payload<B>>,
+        payloads: Payloads<'_, B>,
     ) {
         let mut bytes_copied = 0;
         self.queue(conn, |connection| {
             let before = connection.placed_bytes;
-            let pushed = connection.push(pdu, remote, payloads);
+            let pushed = connection.push(outcome, remote, payloads);
             bytes_copied = connection.placed_bytes - before;
             pushed
         });

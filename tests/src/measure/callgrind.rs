@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 /// A run of this program under valgrind.
 #[derive(Debug)]
 pub struct Callgrind<'a> {
-    /// Names of functions that are not inlined, and that do not call each other.
+    /// Names of functions that are not inlined. What one of them does that another one has called is left out.
     pub functions: &'a [&'a str],
     /// What the program is started with.
     pub arguments: Vec<String>,

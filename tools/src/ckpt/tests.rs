@@ -73,6 +73,7 @@ impl World {
             options,
             namespaces: vec![],
             memory_bytes: 64 << 20,
+            tier_bytes: 0,
             index_bytes: 1 << 20,
             slots: 64,
         };

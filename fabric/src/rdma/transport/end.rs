@@ -1,10 +1,9 @@
 //! How connections end.
 
-use super::seam::answered;
 use super::{Connection, Phase, RdmaTransport, SWEEP_US};
 use crate::rdma::channel::Waiting;
 use crate::rdma::provider::Provider;
-use crate::transport::{CloseReason, ConnId, Sink};
+use crate::transport::{CloseReason, Sink};
 
 impl<P: Provider> RdmaTransport<P> {
     /// Ends it in order: what is queued still leaves. Pulls that have not begun never will.
@@ -48,17 +47,6 @@ impl<P: Provider> RdmaTransport<P> {
         };
         let conn = connection.id;
         for Waiting { token, buffer, .. } in connection.channel.waiting.drain(..) {
-            self.ended.add(conn, token as u16, buffer, false);
-        }
-    }
-
-    /// A command is answered whose pull has not begun: it never will.
-    pub(super) fn give_up_pull_of(&mut self, conn: ConnId, pdu: &[u8]) {
-        let Some(token) = answered(pdu) else { return };
-        let Some(connection) = self.open(conn) else { return };
-        let waiting = &mut connection.channel.waiting;
-        let Some(at) = waiting.iter().position(|pull| pull.token == token) else { return };
-        if let Some(Waiting { buffer, .. }) = waiting.remove(at) {
             self.ended.add(conn, token as u16, buffer, false);
         }
     }

@@ -4,7 +4,7 @@ use super::seam::deliver;
 use super::{Held, Phase, RdmaTransport};
 use crate::pdu::{CommonHeader, GoAway, GoAwayReason, PduType};
 use crate::rdma::provider::{Event, Provider, Qp, Violation};
-use crate::transport::{CloseReason, Sink};
+use crate::transport::{CloseReason, Payloads, Sink};
 use zerocopy::IntoBytes;
 
 impl<P: Provider> RdmaTransport<P> {
@@ -18,7 +18,6 @@ impl<P: Provider> RdmaTransport<P> {
             }
             Event::Received { qp, receive, length, immediate } => {
                 if let Some(number) = self.number(qp) {
-                    self.established(number, sink);
                     self.received(number, (receive, length), immediate, sink);
                 }
             }
@@ -60,6 +59,10 @@ impl<P: Provider> RdmaTransport<P> {
         let Some(connection) = self.connections.at(number) else {
             return;
         };
+        if connection.phase == Phase::Pending {
+            self.established(number, sink);
+            return self.received(number, (receive, length), immediate, sink);
+        }
         let (id, qp) = (connection.id, connection.channel.qp);
         if !matches!(connection.phase, Phase::Open | Phase::Finishing) {
             // Others may have a part of it.
@@ -121,7 +124,13 @@ impl<P: Provider> RdmaTransport<P> {
             return;
         }
         let channel = &mut connection.channel;
-        let delivered = deliver(channel, &pdu, remote.get(), &mut payloads.into_iter(), &limits);
+        let delivered = deliver(
+            channel,
+            &pdu,
+            remote.get(),
+            Payloads::Many(&mut payloads.into_iter()),
+            &limits,
+        );
         let bytes_copied = channel.output.take_copied();
         self.bytes_copied += bytes_copied;
         if !delivered {

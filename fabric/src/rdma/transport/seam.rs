@@ -2,10 +2,10 @@
 
 use super::{ATTEND_US, Held, IDLE_POLLS, Phase, RdmaTransport, fragments_max};
 use crate::Buffer;
-use crate::pdu::{COMMON_HEADER_BYTES, CommonHeader, PduType, Response, VALUE_BYTES_MAX};
+use crate::pdu::{CommonHeader, Outcome, PduType, Response, VALUE_BYTES_MAX};
 use crate::rdma::channel::Channel;
 use crate::rdma::provider::{Limits, Provider};
-use crate::transport::{CloseReason, ConnId, KeptMemory, Payload, RemoteMemory, Sink, Transport};
+use crate::transport::{CloseReason, ConnId, KeptMemory, Payloads, RemoteMemory, Sink, Transport};
 use std::os::fd::BorrowedFd;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -15,30 +15,25 @@ pub(super) fn answered(pdu: &[u8]) -> Option<u32> {
     (header.pdu_type == PduType::Response as u8).then(|| header.cid.get().into())
 }
 
-/// Queues a PDU and its data: to the peer's memory, or behind it; `false` if the peer does not read.
+/// Queues a PDU and its data: to the peer's memory if it says so, or behind it; `false` if the peer does not read.
 pub(super) fn deliver<B: Buffer>(
     channel: &mut Channel<B>,
     pdu: &[u8],
     remote: RemoteMemory<'_>,
-    payloads: &mut dyn Iterator<Item = Payload<B>>,
+    payloads: Payloads<'_, B>,
     limits: &Limits,
 ) -> bool {
-    if data_bytes(pdu) == 0 {
-        return channel.output.push_pdu(pdu, channel.message_bytes());
+    let header = CommonHeader::ref_from_prefix(pdu).map(|(header, _)| header);
+    match header {
+        Ok(header) if header.is_placed() => {
+            channel.output.push_written(pdu, remote, payloads, limits);
+            true
+        }
+        Ok(header) if header.length.get() as usize > pdu.len() => {
+            channel.output.push_copied(pdu, payloads, channel.message_bytes())
+        }
+        _ => channel.output.push_pdu(pdu, channel.message_bytes()),
     }
-    if remote.is_named()
-        && let Some(placed) = Response::placed(pdu, remote.length())
-    {
-        channel.output.push_written(placed.as_bytes(), remote, payloads, limits);
-        return true;
-    }
-    channel.output.push_copied(pdu, payloads, channel.message_bytes())
-}
-
-/// Bytes of data that a response announces.
-fn data_bytes(pdu: &[u8]) -> usize {
-    let header = pdu.get(..COMMON_HEADER_BYTES).and_then(|b| CommonHeader::ref_from_bytes(b).ok());
-    header.map_or(0, |header| (header.length.get() as usize).saturating_sub(pdu.len()))
 }
 
 impl<P: Provider> Transport for RdmaTransport<P> {
@@ -69,34 +64,20 @@ impl<P: Provider> Transport for RdmaTransport<P> {
     }
 
     fn send(&mut self, conn: ConnId, pdu: &[u8]) {
-        self.push(conn, pdu, RemoteMemory::default(), &mut std::iter::empty());
+        self.queue_pdu(conn, answered(pdu), pdu, RemoteMemory::default(), Payloads::None);
     }
 
     fn push(
         &mut self,
         conn: ConnId,
-        pdu: &[u8],
+        outcome: &Outcome,
         remote: RemoteMemory<'_>,
-        payloads: &mut dyn Iterator<Item = Payload<P::Buffer>>,
+        payloads: Payloads<'_, P::Buffer>,
     ) {
-        let limits = self.provider.limits();
-        self.give_up_pull_of(conn, pdu);
-        let mut bytes_copied = 0;
-        self.queue(conn, |connection| {
-            let token = answered(pdu).filter(|token| connection.channel.is_reading(*token));
-            let Some(token) = token else {
-                let queued = deliver(&mut connection.channel, pdu, remote, payloads, &limits);
-                bytes_copied = connection.channel.output.take_copied();
-                return queued.then_some(()).ok_or("the peer does not read");
-            };
-            // No allocation: who sends data is answered without any.
-            let pdu = pdu.try_into().map_err(|_| "a response of another length")?;
-            let payloads = payloads.collect();
-            let remote = KeptMemory::of(remote);
-            connection.held.push(Held { token, pdu, remote, payloads });
-            Ok(())
-        });
-        self.bytes_copied += bytes_copied;
+        let placed = if remote.is_named() { outcome.placed(remote.length()) } else { None };
+        let response = Response::new(placed.as_ref().unwrap_or(outcome));
+        let token = Some(outcome.cid.into());
+        self.queue_pdu(conn, token, response.as_bytes(), remote, payloads);
     }
 
     fn pull(&mut self, conn: ConnId, cid: u16, remote: RemoteMemory<'_>, buffer: P::Buffer) {
@@ -175,5 +156,42 @@ impl<P: Provider> Transport for RdmaTransport<P> {
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         self.provider.wait_fd()
+    }
+}
+
+impl<P: Provider> RdmaTransport<P> {
+    /// Queues a PDU, with `token` if it answers the command of that number: then a READ for the command that has
+    /// not begun is given up, and one that has begun is waited for.
+    fn queue_pdu(
+        &mut self,
+        conn: ConnId,
+        token: Option<u32>,
+        pdu: &[u8],
+        remote: RemoteMemory<'_>,
+        payloads: Payloads<'_, P::Buffer>,
+    ) {
+        let limits = self.provider.limits();
+        let (mut bytes_copied, mut given_up) = (0, None);
+        self.queue(conn, |connection| {
+            let channel = &mut connection.channel;
+            let reads = token.filter(|_| channel.has_reads());
+            given_up = reads.and_then(|token| channel.give_up(token));
+            let Some(token) = reads.filter(|token| channel.is_reading(*token)) else {
+                let queued = deliver(channel, pdu, remote, payloads, &limits);
+                bytes_copied = channel.output.take_copied();
+                return queued.then_some(()).ok_or("the peer does not read");
+            };
+            // No allocation: who sends data is answered without any.
+            let pdu = pdu.try_into().map_err(|_| "a response of another length")?;
+            let mut kept = Vec::new();
+            payloads.for_each(|payload| kept.push(payload));
+            let (payloads, remote) = (kept, KeptMemory::of(remote));
+            connection.held.push(Held { token, pdu, remote, payloads });
+            Ok(())
+        });
+        if let Some((token, buffer)) = given_up {
+            self.ended.add(conn, token as u16, buffer, false);
+        }
+        self.bytes_copied += bytes_copied;
     }
 }

@@ -5,7 +5,7 @@
 //! happens inside of the reactor's ticks counts, the bytes' checksum with it; the client, the moving of the
 //! bytes between drive and memory, and the network card do not: they do their work between two ticks.
 //! A round is as many retrieves as are in flight: one tick takes them in and asks the device, the next
-//! one finds what it has done and answers. Idle ticks are not in it. N retrieves are taken from 2 N, so
+//! one finds what it has done and answers; what is in the DRAM tier is answered by the first. Idle ticks are not in it. N retrieves are taken from 2 N, so
 //! that start and warm-up fall out.
 
 mod client;
@@ -97,21 +97,33 @@ const WORKS: [(&str, Work, Goal); 9] = [
 pub(crate) fn measure(_: &Machine, _: Effort, metrics: &mut Metrics) -> anyhow::Result<()> {
     let folder = tempfile::tempdir().context("a folder for what valgrind writes")?;
     let file = folder.path().join("callgrind.out");
-    for (name, work, goal) in WORKS {
-        let once = counts(work, &file)?;
-        let twice = counts(Work { rounds: 2 * ROUNDS, ..work }, &file)?;
+    let each = |work: Work, functions, of: fn(&Counts) -> u64| -> anyhow::Result<f64> {
+        let once = counts(work, functions, &file)?;
+        let twice = counts(Work { rounds: 2 * ROUNDS, ..work }, functions, &file)?;
         let retrieves = f64::from(ROUNDS) * f64::from(work.depth);
-        let each = |of: fn(&Counts) -> u64| (of(&twice) as f64 - of(&once) as f64) / retrieves;
-        metrics.goal(&format!("instructions_{name}"), each(|c| c.instructions), "", goal);
+        Ok((of(&twice) as f64 - of(&once) as f64) / retrieves)
+    };
+    for (name, work, goal) in WORKS {
+        let instructions = each(work, TICK, |counts| counts.instructions)?;
+        metrics.goal(&format!("instructions_{name}"), instructions, "", goal);
         if work.over == Over::Tcp {
-            metrics.note(&format!("syscalls_{name}"), each(|counts| counts.system_calls), "");
+            let calls = each(work, TICK, |counts| counts.system_calls)?;
+            metrics.note(&format!("syscalls_{name}"), calls, "");
         }
     }
+    let (name, work, _) = WORKS[0];
+    let own = each(work, TICK_WITHOUT_CARD, |counts| counts.instructions)?;
+    metrics.note(&format!("instructions_{name}_without_card"), own, "");
     Ok(())
 }
 
+/// What is counted.
+const TICK: &[&str] = &["counted_tick"];
+/// The same without what the card does in place of libibverbs and its hardware.
+const TICK_WITHOUT_CARD: &[&str] = &["counted_tick", "card::Card as"];
+
 /// Has valgrind run this program, and look at the ticks.
-fn counts(work: Work, file: &Path) -> anyhow::Result<Counts> {
+fn counts(work: Work, functions: &[&str], file: &Path) -> anyhow::Result<Counts> {
     let Work { over, on, depth, rounds } = work;
     let name = |value: Option<clap::builder::PossibleValue>| {
         value.map_or_else(String::new, |value| value.get_name().to_owned())
@@ -124,7 +136,7 @@ fn counts(work: Work, file: &Path) -> anyhow::Result<Counts> {
     ];
     let mut all = vec!["work".to_owned()];
     all.extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
-    Callgrind { functions: &["counted_tick"], arguments: all, file }.run()
+    Callgrind { functions, arguments: all, file }.run()
 }
 
 impl Work {

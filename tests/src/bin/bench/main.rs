@@ -106,7 +106,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         part(&machine, effort, &mut metrics).with_context(|| format!("part {name}"))?;
     }
     // Only a whole run is `foundation.json`.
-    let whole = only.is_none() && !quick;
-    publish(&metrics, if whole { "foundation" } else { "foundation-part" })?;
+    let name = match (quick, only.is_none()) {
+        (true, _) => "foundation-quick",
+        (false, true) => "foundation",
+        (false, false) => "foundation-part",
+    };
+    publish(&metrics, name)?;
     Ok(metrics.all_ok())
 }
