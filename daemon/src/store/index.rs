@@ -14,7 +14,7 @@ use forebay_nvme::arena::Table;
 const HASH_MASK: u128 = (1 << 112) - 1;
 
 /// A key's identity: the low 112 bits of SipHash-1-3-128 over namespace and key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyHash(u128);
 
 impl KeyHash {

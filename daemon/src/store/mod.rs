@@ -5,7 +5,8 @@
 //! come back; memory and time are bounded. What breaks it: two reactors that own one shard, or a device
 //! that says "durable" and lies beyond what a checksum can see.
 //!
-//! A store goes down through [`mod@write`], [`packer`] and [`commit`]; a retrieve through [`read`]. [`upkeep`]
+//! A store goes down through [`mod@write`], [`packer`] and [`commit`]; a retrieve through [`read`], unless its value
+//! is in the DRAM [`tier`]. [`upkeep`]
 //! keeps the shard able to do so: index checkpoints, cleaning, expiry. [`recovery`] makes a shard from
 //! what is on media; [`pool`] formats and opens.
 
