@@ -28,8 +28,8 @@ pub const QUEUE_DEPTH: u16 = 64;
 /// DRAM for the index, in bytes.
 const INDEX_BYTES: usize = 8 << 20;
 
-/// Formats the device behind `queue` and serves it, with a DRAM tier in `tier`, to the clients of the transport that is made. The clock is read
-/// before every poll.
+/// Formats the device behind `queue` and serves it, with a DRAM tier in `tier`, to the clients of the transport
+/// that is made. The clock is read before every poll.
 ///
 /// # Panics
 /// When the device or the memory is too small.

@@ -132,9 +132,8 @@ fn start(
     let daemon = &config.daemon;
     let count = daemon.cores.len();
     // Of each, in whole units of the arena.
-    let tier_bytes = daemon.dram_tier_bytes as usize / count;
+    let tier_bytes = (daemon.dram_tier_bytes as usize).div_ceil(count);
     let tier_bytes = tier_bytes.next_multiple_of(BUFFER_BYTES_MAX);
-    let tier_bytes = if daemon.dram_tier_bytes > 0 { tier_bytes.max(BUFFER_BYTES_MAX) } else { 0 };
     let memory = Arena::new(daemon.arena_bytes as usize + count * tier_bytes)?.split(count);
     let (seats, addresses) = mailbox::mesh(count as u16)?;
     let mut threads = Vec::new();

@@ -26,7 +26,6 @@ const HITS_MAX: u8 = 3;
 const MOVES_MAX: usize = 1024;
 /// So much more than is needed is dropped, at most, for one buffer: others may still hold what was dropped.
 const DROPPED_MAX: usize = 8;
-
 /// Values that were dropped and are known, for each that fits.
 const GHOSTS: usize = 4;
 

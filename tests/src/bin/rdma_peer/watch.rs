@@ -1,7 +1,7 @@
 //! Who was late, and where: a thread that looks at the others when a turn takes long.
 //!
 //! Guarantees: a turn above [`LONG`] leaves a line that says in which function of the kernel each thread is, or
-//! that the machine itself stood still. What breaks it: a kernel that tells nobody; then the line says only how long.
+//! that the machine itself stood still, until this is dropped. What breaks it: a kernel that tells nobody; then the line says only how long.
 
 use forebay_tests::vm::{now, sleep};
 use serde_json::{Value, json};
@@ -28,16 +28,16 @@ impl Watch {
     /// Turns of which kind may take `patience` longer: they wait so long for something to happen.
     pub(super) fn start(patience: Duration) -> Self {
         let (began, turned_ms) = (now(), Arc::new(AtomicU64::new(0)));
-        let watched = Arc::clone(&turned_ms);
+        let watched = Arc::downgrade(&turned_ms);
         std::thread::spawn(move || {
             let mut looked = now();
             let mut before = cores();
-            loop {
+            while let Some(turned_ms) = watched.upgrade() {
                 sleep(LOOK);
                 let stood = looked.elapsed().saturating_sub(LOOK);
                 looked = now();
                 let old = std::mem::replace(&mut before, cores());
-                let turned = Duration::from_millis(watched.load(Ordering::Relaxed));
+                let turned = Duration::from_millis(turned_ms.load(Ordering::Relaxed));
                 let turn = began.elapsed().saturating_sub(turned);
                 if stood > LONG || turn > patience + LONG {
                     tell(began.elapsed(), turn, stood, &old);
