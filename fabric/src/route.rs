@@ -29,6 +29,7 @@ pub fn wide_hash(hash_key: &[u8; 16], namespace: u32, key: &[u8]) -> u128 {
 struct SipHash([u64; 4]);
 
 impl SipHash {
+    #[inline]
     fn new(key: &[u8; 16]) -> Self {
         let [k0, k1] =
             [0, 8].map(|at| u64::from_le_bytes(std::array::from_fn(|byte| key[at + byte])));
@@ -41,6 +42,7 @@ impl SipHash {
         ])
     }
 
+    #[inline]
     fn round(&mut self) {
         let [v0, v1, v2, v3] = &mut self.0;
         *v0 = v0.wrapping_add(*v1);
@@ -54,6 +56,7 @@ impl SipHash {
         *v2 = v2.rotate_left(32);
     }
 
+    #[inline]
     fn absorb(&mut self, word: u64) {
         self.0[3] ^= word;
         self.round();
@@ -61,6 +64,7 @@ impl SipHash {
     }
 
     /// The number, the bytes behind it, and their count in the last byte of the last word.
+    #[inline(always)]
     fn absorb_all(&mut self, number: u32, bytes: &[u8]) {
         let last = (bytes.len() as u64 + 4) << 56;
         let Some((first, rest)) = bytes.split_first_chunk::<4>() else {
@@ -76,6 +80,7 @@ impl SipHash {
         self.absorb(last | word);
     }
 
+    #[inline]
     fn rounds_at_the_end(&mut self) -> u64 {
         (0..3).for_each(|_| self.round());
         let [v0, v1, v2, v3] = self.0;
