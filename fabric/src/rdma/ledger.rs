@@ -4,8 +4,6 @@
 //! completion stands for all that were posted before it. Buffers lie in places that do not move
 //! while they are held: their addresses may be taken once they are in place.
 
-use std::collections::VecDeque;
-
 /// Sequence numbers have so many bits.
 const SEQUENCE_BITS: u32 = 31;
 const SEQUENCE_MASK: u32 = (1 << SEQUENCE_BITS) - 1;
@@ -35,10 +33,12 @@ pub struct Ended<H> {
 /// The work in flight on one send queue, and what it refers to.
 #[derive(Debug)]
 pub struct Ledger<H> {
-    works: VecDeque<InFlight>,
+    /// By the low bits of their sequence numbers.
+    works: Box<[InFlight]>,
     works_max: usize,
-    /// The sequence number of the oldest of `works`.
+    /// The sequence numbers of the oldest one in flight, and of the next one.
     oldest: u32,
+    next: u32,
     places: Box<[Option<H>]>,
     /// The first place that is taken, and how many are.
     first: usize,
@@ -52,9 +52,10 @@ impl<H> Ledger<H> {
     #[must_use]
     pub fn new(works: usize, buffers: usize, ring_bytes: usize) -> Self {
         Self {
-            works: VecDeque::with_capacity(works),
+            works: vec![InFlight::default(); works.next_power_of_two()].into_boxed_slice(),
             works_max: works,
             oldest: 0,
+            next: 0,
             places: (0..buffers).map(|_| None).collect(),
             first: 0,
             taken: 0,
@@ -64,15 +65,21 @@ impl<H> Ledger<H> {
 
     /// Work requests that have not completed.
     #[must_use]
+    #[inline]
     pub fn in_flight(&self) -> usize {
-        self.works.len()
+        (self.next.wrapping_sub(self.oldest) & SEQUENCE_MASK) as usize
+    }
+
+    #[inline]
+    fn place_of(&self, sequence: u32) -> usize {
+        sequence as usize & (self.works.len() - 1)
     }
 
     /// What there is room for.
     #[must_use]
     pub fn room(&self) -> super::Room {
         super::Room {
-            works: self.works_max - self.works.len(),
+            works: self.works_max - self.in_flight(),
             buffers: self.places.len() - self.taken,
             bytes: self.ring.room(),
         }
@@ -84,10 +91,17 @@ impl<H> Ledger<H> {
     /// If there is no room.
     pub fn hold(&mut self, held: H) -> usize {
         assert!(self.taken < self.places.len(), "more buffers than there is room for");
-        let place = (self.first + self.taken) % self.places.len();
+        let place = self.behind(self.taken);
         self.places[place] = Some(held);
         self.taken += 1;
         place
+    }
+
+    /// The place that is `count` behind the first one that is taken: at most once around.
+    #[inline]
+    fn behind(&self, count: usize) -> usize {
+        let (place, places) = (self.first + count, self.places.len());
+        if place < places { place } else { place - places }
     }
 
     /// The buffer in a place.
@@ -103,9 +117,10 @@ impl<H> Ledger<H> {
     /// # Panics
     /// If there is no room.
     pub fn post(&mut self, work: InFlight) -> u32 {
-        assert!(self.works.len() < self.works_max, "more work than there is room for");
-        let sequence = self.oldest.wrapping_add(self.works.len() as u32) & SEQUENCE_MASK;
-        self.works.push_back(work);
+        assert!(self.in_flight() < self.works_max, "more work than there is room for");
+        let sequence = self.next;
+        self.works[self.place_of(sequence)] = work;
+        self.next = (sequence + 1) & SEQUENCE_MASK;
         sequence
     }
 
@@ -118,7 +133,7 @@ impl<H> Ledger<H> {
         mut ended: impl FnMut(Ended<H>),
     ) -> bool {
         let count = (sequence.wrapping_sub(self.oldest) & SEQUENCE_MASK) as usize;
-        if count >= self.works.len() {
+        if count >= self.in_flight() {
             return false;
         }
         for number in 0..=count {
@@ -128,12 +143,12 @@ impl<H> Ledger<H> {
     }
 
     fn retire(&mut self, success: bool, ended: &mut impl FnMut(Ended<H>)) {
-        let Some(work) = self.works.pop_front() else { return };
+        let work = self.works[self.place_of(self.oldest)];
         self.oldest = (self.oldest + 1) & SEQUENCE_MASK;
         self.ring.give_back(work.ring_bytes as usize);
         for number in 0..work.releases {
             let held = self.places[self.first].take();
-            self.first = (self.first + 1) % self.places.len();
+            self.first = self.behind(1);
             self.taken -= 1;
             let last = number + 1 == work.releases;
             if let (Some(held), Some(token), true) = (held, work.token, last) {
@@ -144,7 +159,7 @@ impl<H> Ledger<H> {
 
     /// Nothing of it moves any more: everything that is in flight has failed.
     pub fn give_up(&mut self, mut ended: impl FnMut(Ended<H>)) {
-        while !self.works.is_empty() {
+        while self.in_flight() > 0 {
             self.retire(false, &mut ended);
         }
     }
@@ -194,11 +209,12 @@ impl ByteRing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::VecDeque;
 
     #[test]
     fn one_completion_stands_for_all_before_it() {
         let mut ledger = Ledger::new(8, 8, 0);
-        ledger.oldest = SEQUENCE_MASK - 1;
+        (ledger.oldest, ledger.next) = (SEQUENCE_MASK - 1, SEQUENCE_MASK - 1);
         let mut sequences = Vec::new();
         for (number, token) in [(0, None), (1, Some(5)), (2, None), (3, Some(6))] {
             ledger.hold(number);
