@@ -14,7 +14,6 @@ use forebay_nvme::Buffer;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::rc::Rc;
 
 /// As large as those of real verbs.
@@ -27,10 +26,10 @@ const PEER_RECEIVES: u16 = 256;
 const PEER_RECEIVE_BYTES: u32 = 16 << 10;
 
 /// A work request that the card has.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// The bytes of a SEND.
-    sent: Option<Range<usize>>,
+    /// The bytes of a SEND: where they begin, and how many.
+    sent: Option<(u32, u16)>,
     sequence: u32,
     signalled: bool,
 }
@@ -39,8 +38,17 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Messages {
     bytes: Vec<u8>,
-    /// The receive that each is in, where in the bytes it is, and the number beside it.
-    all: Vec<(u16, Range<usize>, u32)>,
+    all: Vec<Message>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    /// The receive that it is in.
+    receive: u16,
+    start: u32,
+    length: u32,
+    /// The number beside it.
+    immediate: u32,
 }
 
 /// What lies between the card and its peer.
@@ -51,10 +59,10 @@ struct Line {
     /// Receives that the server has posted.
     receives: VecDeque<u16>,
     arrived: Messages,
-    entries: VecDeque<Entry>,
+    entries: Vec<Entry>,
     /// The bytes of all sends.
     bytes: Vec<u8>,
-    completed: VecDeque<u32>,
+    completed: Vec<u32>,
     /// Receives that the peer has ever posted.
     posted: u32,
 }
@@ -67,7 +75,7 @@ pub struct Card {
     /// Those that were polled last: the server looks at them before it polls again.
     messages: Messages,
     /// Where in their bytes what is in each receive lies.
-    places: Vec<usize>,
+    places: Vec<u32>,
     reposted: Vec<u16>,
     unheard: u32,
 }
@@ -107,9 +115,9 @@ impl CardPeer {
         let line = &mut *self.0.borrow_mut();
         let receive = line.receives.pop_front().expect("the peer keeps to its credits");
         let Messages { bytes, all } = &mut line.arrived;
-        let start = bytes.len();
+        let (start, length) = (bytes.len() as u32, pdu.len() as u32);
         bytes.extend_from_slice(pdu);
-        all.push((receive, start..bytes.len(), line.posted));
+        all.push(Message { receive, start, length, immediate: line.posted });
     }
 
     /// Does the card's work, and shows the messages that have come; those that only grant credits are
@@ -118,11 +126,11 @@ impl CardPeer {
         let line = &mut *self.0.borrow_mut();
         for Entry { sent, sequence, signalled } in line.entries.drain(..) {
             if signalled {
-                line.completed.push_back(sequence);
+                line.completed.push(sequence);
             }
-            if let Some(sent) = sent {
+            if let Some((start, length)) = sent {
                 line.posted = line.posted.wrapping_add(1);
-                message(&line.bytes[sent]);
+                message(&line.bytes[start as usize..][..length.into()]);
             }
         }
         line.bytes.clear();
@@ -159,14 +167,13 @@ impl Provider for Card {
         }
         self.messages.bytes.clear();
         std::mem::swap(&mut self.messages, &mut line.arrived);
-        for (receive, place, immediate) in self.messages.all.drain(..) {
-            self.places[usize::from(receive)] = place.start;
-            let length = place.len() as u32;
-            events.push(Event::Received { qp: QP, receive, length, immediate });
-        }
-        while let Some(sequence) = line.completed.pop_front() {
-            self.complete(sequence, events);
-        }
+        let Self { messages, places, .. } = self;
+        events.extend(messages.all.drain(..).map(|message| {
+            let Message { receive, start, length, immediate } = message;
+            places[usize::from(receive)] = start;
+            Event::Received { qp: QP, receive, length, immediate }
+        }));
+        line.completed.drain(..).for_each(|sequence| self.complete(sequence, events));
         events.len() > before
     }
 
@@ -187,7 +194,7 @@ impl Provider for Card {
     }
 
     fn received(&self, _: Qp, receive: u16, length: u32) -> &[u8] {
-        &self.messages.bytes[self.places[usize::from(receive)]..][..length as usize]
+        &self.messages.bytes[self.places[usize::from(receive)] as usize..][..length as usize]
     }
 
     fn repost(&mut self, _: Qp, receive: u16) {
@@ -212,19 +219,21 @@ impl Provider for Card {
         for buffer in chain.take_buffers() {
             self.ledger.hold(buffer);
         }
-        let (count, start) = (chain.steps().len(), line.bytes.len());
+        let (mut left, start) = (chain.steps().len(), line.bytes.len());
         line.bytes.extend_from_slice(chain.bytes());
-        for (index, step) in chain.steps().iter().enumerate() {
-            let signalled = step.is_signalled(index + 1 == count, &mut self.unheard);
+        line.entries.extend(chain.steps().iter().map(|step| {
+            left -= 1;
+            let signalled = step.is_signalled(left == 0, &mut self.unheard);
             let sent = match &step.work {
-                Work::Send { bytes, .. } => Some(start + bytes.start..start + bytes.end),
+                Work::Send { bytes, .. } => {
+                    Some(((start + bytes.start) as u32, bytes.len() as u16))
+                }
                 _ => None,
             };
             let in_flight =
                 InFlight { releases: step.releases, ring_bytes: 0, token: step.token() };
-            let sequence = self.ledger.post(in_flight);
-            line.entries.push_back(Entry { sent, sequence, signalled });
-        }
+            Entry { sent, sequence: self.ledger.post(in_flight), signalled }
+        }));
         chain.clear();
     }
 
