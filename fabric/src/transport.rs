@@ -41,20 +41,17 @@ pub struct Payload<B> {
 
 /// The data of one response.
 pub enum Payloads<'a, B> {
-    /// There is none.
-    None,
-    /// It lies in one buffer.
-    One(Payload<B>),
+    /// It lies in one buffer, which is taken from here; or there is none.
+    One(&'a mut Option<Payload<B>>),
     /// It lies in several, in this order.
     Many(&'a mut dyn Iterator<Item = Payload<B>>),
 }
 
 impl<B> Payloads<'_, B> {
     /// All of them, in order.
-    pub fn for_each(self, mut each: impl FnMut(Payload<B>)) {
+    pub fn for_each(self, each: impl FnMut(Payload<B>)) {
         match self {
-            Self::None => {}
-            Self::One(payload) => each(payload),
+            Self::One(payload) => payload.take().into_iter().for_each(each),
             Self::Many(payloads) => payloads.for_each(each),
         }
     }
@@ -63,7 +60,7 @@ impl<B> Payloads<'_, B> {
 impl<B> fmt::Debug for Payloads<'_, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::None => "no data",
+            Self::One(payload) if payload.is_none() => "no data",
             Self::One(_) => "one payload",
             Self::Many(_) => "payloads",
         })

@@ -134,8 +134,7 @@ fn commands_and_responses_have_their_golden_bytes() {
     assert_bytes(&batch(), BATCH);
     assert_bytes(&scattered(), SCATTERED);
     assert_bytes(Response::new(&outcome()).as_bytes(), RESPONSE);
-    let placed = outcome().placed(0x20).unwrap();
-    assert_bytes(Response::new(&placed).as_bytes(), PLACED);
+    assert_bytes(Response::placed(&outcome()).as_bytes(), PLACED);
     assert_bytes(ItemResult::new(Status::NotFound, 0, 1, 2).as_bytes(), ITEM_RESULT);
     let mut list = [0; 9];
     assert_eq!(ListEntry { key: b"key", value_length: 4096 }.encode(&mut list), Some(9));
@@ -337,13 +336,14 @@ fn an_endpoint_over_shared_memory_is_a_number() {
 
 #[test]
 fn a_response_is_placed_only_where_its_data_fits() {
-    assert_eq!(outcome().placed(0x1f), None);
-    let placed = outcome().placed(u32::MAX).unwrap();
-    let flags = response_flags::ITEMS | response_flags::PLACED;
-    assert_eq!(placed, Outcome { flags, ..outcome() });
-    assert_eq!(Response::parse(Response::new(&placed).as_bytes()), Ok(placed));
+    assert!(!outcome().fits(0x1f));
+    assert!(outcome().fits(0x20) && outcome().fits(u32::MAX));
     let empty = Outcome { data_length: 0, ..outcome() };
-    assert_eq!(empty.placed(0x20), None, "there is nothing to place");
+    assert!(!empty.fits(0x20), "there is nothing to place");
+    let flags = response_flags::ITEMS | response_flags::PLACED;
+    let placed = Outcome { flags, ..outcome() };
+    assert_eq!(Response::parse(Response::placed(&outcome()).as_bytes()), Ok(placed));
+    assert_eq!(Response::new(&placed), Response::placed(&outcome()), "said already");
 }
 
 /// One valid PDU of each kind.

@@ -751,7 +751,7 @@ fn retrieves_of_a_mebibyte_are_timed() {
             data_crc: 0,
         };
         let payload = Payload { buffer: spare.pop().unwrap(), range: 0..length };
-        transport.push(conn, &outcome, remote.get(), Payloads::One(payload));
+        transport.push(conn, &outcome, remote.get(), Payloads::One(&mut Some(payload)));
     }
     let mut received = 0;
     while received < count {

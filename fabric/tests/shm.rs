@@ -394,7 +394,7 @@ fn a_client_that_never_hears_its_rings_blocks_nobody() {
         result: 0,
         data_crc: 0,
     };
-    house.transport.push(conn, &outcome, remote, Payloads::One(payload));
+    house.transport.push(conn, &outcome, remote, Payloads::One(&mut Some(payload)));
     house.turns(200);
     assert!(matches!(house.end_of(conn), Some(CloseReason::Protocol(_))));
 }

@@ -153,24 +153,21 @@ impl<T: Transport<Buffer = Buffer>> Reactor<T> {
 
     /// Hands what the tasks have made to the servers, and what the servers have to the network.
     fn deliver(&mut self, now: Now) -> bool {
-        let mut busy = false;
-        while let Some(outgoing) = self.cx.next_outgoing() {
-            busy = true;
-            match outgoing {
-                Outgoing::Reply(origin, reply) => {
-                    self.servers[usize::from(origin.listener)].reply(origin.id, reply);
-                }
-                Outgoing::Parts(origin, reply, mut parts) => {
-                    let server = &mut self.servers[usize::from(origin.listener)];
-                    server.reply_parts(origin.id, &reply, &mut parts);
-                    self.cx.sent(parts);
-                }
-                Outgoing::Pull(origin, buffer) => {
-                    self.servers[usize::from(origin.listener)].pull(origin.id, buffer);
-                }
+        let Self { servers, cx, .. } = self;
+        let busy = cx.deliver(|outgoing| match outgoing {
+            Outgoing::Reply(origin, reply) => {
+                servers[usize::from(origin.listener)].reply(origin.id, reply);
             }
-        }
-        self.servers.iter_mut().for_each(|server| server.flush(now.us));
+            Outgoing::Parts(origin, reply, mut parts) => {
+                let server = &mut servers[usize::from(origin.listener)];
+                server.reply_parts(origin.id, &reply, &mut parts);
+                cx.sent(parts);
+            }
+            Outgoing::Pull(origin, buffer) => {
+                servers[usize::from(origin.listener)].pull(origin.id, buffer);
+            }
+        });
+        servers.iter_mut().for_each(|server| server.flush(now.us));
         busy
     }
 

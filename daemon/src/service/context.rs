@@ -155,10 +155,12 @@ impl Context {
         self.outgoing.borrow_mut().push_back(Outgoing::Pull(origin, buffer.into()));
     }
 
-    /// The next thing for a server to do.
-    #[must_use]
-    pub fn next_outgoing(&self) -> Option<Outgoing> {
-        self.outgoing.borrow_mut().pop_front()
+    /// Hands on what there is for servers to do, in order; `true` if there was anything.
+    pub fn deliver(&self, mut each: impl FnMut(Outgoing)) -> bool {
+        let mut outgoing = self.outgoing.borrow_mut();
+        let any = !outgoing.is_empty();
+        outgoing.drain(..).for_each(&mut each);
+        any
     }
 
     /// Why an operation on `key` did not begin: a key of another reactor's is refused with its number.

@@ -41,7 +41,7 @@ pub(super) fn payloads_are_dropped_when_the_peer_vanishes<W: Wire>(rig: &mut Rig
         let buffer = rig.buffers.holding(vec![1; 1 << 20]);
         let payload = Payload { buffer, range: 0..1 << 20 };
         let (outcome, remote) = (response(cid, 1 << 20), peer.expect(cid, 1 << 20));
-        rig.wire.transport().push(conn, &outcome, remote.get(), Payloads::One(payload));
+        rig.wire.transport().push(conn, &outcome, remote.get(), Payloads::One(&mut Some(payload)));
     }
     if W::Peer::IS_PASSIVE {
         rig.turn();
@@ -66,7 +66,7 @@ pub(super) fn a_stale_connection_is_ignored<W: Wire>(rig: &mut Rig<W>) {
     rig.wire.transport().send(stale, Ping::new(PduType::Ping, 1).as_bytes());
     let payload = Payload { buffer: rig.buffers.holding(vec![0; 9]), range: 0..9 };
     let (outcome, remote) = (response(2, 9), RemoteMemory::none(9));
-    rig.wire.transport().push(stale, &outcome, remote, Payloads::One(payload));
+    rig.wire.transport().push(stale, &outcome, remote, Payloads::One(&mut Some(payload)));
     rig.wire.transport().close(stale, true);
     rig.settle(&mut [&mut peer]);
     let only = [Event::Pulled(stale, 1, vec![0xEE; 13], false)];
@@ -81,7 +81,7 @@ pub(super) fn closing_in_order_delivers_what_was_queued<W: Wire>(rig: &mut Rig<W
     let data = rig.bytes(3 << 20);
     let payload = Payload { buffer: rig.buffers.holding(data.clone()), range: 0..data.len() };
     let (outcome, remote) = (response(1, data.len()), peer.expect(1, data.len()));
-    rig.wire.transport().push(conn, &outcome, remote.get(), Payloads::One(payload));
+    rig.wire.transport().push(conn, &outcome, remote.get(), Payloads::One(&mut Some(payload)));
     let goaway = GoAway::new(GoAwayReason::Drain);
     rig.wire.transport().send(conn, goaway.as_bytes());
     rig.wire.transport().close(conn, false);
@@ -104,7 +104,7 @@ pub(super) fn aborting_gives_every_buffer_back<W: Wire>(rig: &mut Rig<W>) {
     for cid in 1..9 {
         let payload = Payload { buffer: rig.buffers.holding(vec![0; 1 << 20]), range: 0..1 << 20 };
         let (outcome, remote) = (response(cid, 1 << 20), RemoteMemory::none(1 << 20));
-        rig.wire.transport().push(conn, &outcome, remote, Payloads::One(payload));
+        rig.wire.transport().push(conn, &outcome, remote, Payloads::One(&mut Some(payload)));
     }
     rig.wire.transport().close(conn, true);
     rig.turn();

@@ -106,7 +106,7 @@ pub(super) fn a_payload_is_dropped_when_it_has_left<W: Wire>(rig: &mut Rig<W>) {
     let response = response(0, 4 << 20);
     let payload = Payload { buffer, range: 0..4 << 20 };
     let remote = peer.expect(0, 4 << 20);
-    rig.wire.transport().push(conn, &response, remote.get(), Payloads::One(payload));
+    rig.wire.transport().push(conn, &response, remote.get(), Payloads::One(&mut Some(payload)));
     assert!(!rig.wire.transport().is_flushed());
     rig.until("a flushed transport", &mut [&mut peer], |rig, _| rig.wire.transport().is_flushed());
     assert_eq!(rig.buffers.live(), 0, "the payload left, its buffer stayed");

@@ -381,13 +381,15 @@ impl<'a> Capsule<'a> {
     /// item that takes what it wants. Everything else: room for `data_length` bytes and for the
     /// results of the items.
     #[must_use]
+    #[inline]
     pub fn fragments_fit(&self) -> bool {
+        self.fragments.is_empty() || self.named_fragments_fit()
+    }
+
+    fn named_fragments_fit(&self) -> bool {
         let Self { command, opcode, items, fragments, .. } = self;
         let (bytes, results) = (Fragment::bytes(fragments), size_of::<ItemResult>() * items.len());
         let data_length = u64::from(command.data_length.get());
-        if fragments.is_empty() {
-            return true;
-        }
         if opcode.is_some_and(Opcode::sends_data) {
             return bytes == data_length;
         }

@@ -61,12 +61,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The same, said of the same data in memory of `length` bytes. `None`: there is no data, or that memory does
-    /// not hold it.
+    /// There is data, and memory of `length` bytes holds it.
     #[must_use]
-    pub fn placed(self, length: u32) -> Option<Self> {
-        let fits = (1..=length).contains(&self.data_length);
-        fits.then_some(Self { flags: self.flags | response_flags::PLACED, ..self })
+    #[inline]
+    pub fn fits(&self, length: u32) -> bool {
+        (1..=length).contains(&self.data_length)
     }
 }
 
@@ -74,7 +73,17 @@ impl Response {
     /// The bytes that say `outcome`.
     #[must_use]
     pub fn new(outcome: &Outcome) -> Self {
-        let Outcome { cid, flags, status, credit_limit, data_length, result, data_crc } = *outcome;
+        Self::with_flags(outcome, outcome.flags)
+    }
+
+    /// The same, said of data that lies in the memory that the command named.
+    #[must_use]
+    pub fn placed(outcome: &Outcome) -> Self {
+        Self::with_flags(outcome, outcome.flags | response_flags::PLACED)
+    }
+
+    fn with_flags(outcome: &Outcome, flags: u8) -> Self {
+        let Outcome { cid, status, credit_limit, data_length, result, data_crc, .. } = *outcome;
         let length = size_of::<Self>() + behind(flags, data_length);
         let mut response = Self {
             header: CommonHeader::new(PduType::Response, cid, length),

@@ -135,14 +135,14 @@ impl<B> Output<B> {
         limits: &Limits,
     ) {
         match payloads {
-            Payloads::None => self.push_many(pdu, remote, std::iter::empty(), limits),
-            Payloads::One(payload) => {
-                let place = one_place(remote, payload.range.len(), limits);
-                match (place, pdu.try_into()) {
-                    (Some(place), Ok(pdu)) => {
-                        self.items.push_back(Item::One(One { payload, place, pdu }));
-                    }
-                    _ => self.push_many(pdu, remote, std::iter::once(payload), limits),
+            Payloads::One(one) => {
+                let length = one.as_ref().map_or(0, |payload| payload.range.len());
+                if let (Some(place), Ok(pdu)) = (one_place(remote, length, limits), pdu.try_into())
+                    && let Some(payload) = one.take()
+                {
+                    self.items.push_back(Item::One(One { payload, place, pdu }));
+                } else {
+                    self.push_many(pdu, remote, one.take().into_iter(), limits);
                 }
             }
             Payloads::Many(payloads) => self.push_many(pdu, remote, payloads, limits),
@@ -303,7 +303,7 @@ mod tests {
 
     fn copied(output: &mut Output<Vec<u8>>, length: usize) -> bool {
         let payload = Payload { buffer: vec![7; length], range: 0..length };
-        output.push_copied(&[1; 32], Payloads::One(payload), 8192)
+        output.push_copied(&[1; 32], Payloads::One(&mut Some(payload)), 8192)
     }
 
     #[test]

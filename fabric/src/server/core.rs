@@ -257,6 +257,7 @@ impl Core {
     }
 
     /// A command is no longer in flight.
+    #[inline]
     fn release(&mut self, conn: ConnId, cid: u16) {
         let (node, now_us) = (self.node(conn, cid), self.now_us);
         self.active -= 1;

@@ -94,6 +94,13 @@ impl<B> Reply<B> {
     pub fn data(result: u64, data_crc: u32, payload: Payload<B>) -> Self {
         Self { status: Status::Ok, result, flags: 0, data_crc, payload: Some(payload) }
     }
+
+    /// What the response to command `cid` says, with `length` bytes of data.
+    fn outcome(&self, cid: u16, credit_limit: u16, length: usize) -> Outcome {
+        let Self { status, result, flags, data_crc, .. } = *self;
+        let data_length = length as u32;
+        Outcome { cid, flags, status, credit_limit, data_length, result, data_crc }
+    }
 }
 
 /// Whoever does what commands ask. Called from inside [`Server::poll`]; answers at any later time
@@ -208,10 +215,10 @@ impl<T: Transport> Server<T> {
     /// If there is more data than a response holds.
     pub fn reply(&mut self, id: RequestId, mut reply: Reply<T::Buffer>) {
         let Some(credit_limit) = self.core.answered(id) else { return };
-        let payload = reply.payload.take();
-        let length = self.fit(id, &reply, payload.as_slice());
-        let payloads = payload.map_or(Payloads::None, Payloads::One);
-        self.answer(id, &reply, credit_limit, length, payloads);
+        let length = reply.payload.as_ref().map_or(0, |payload| payload.range.len());
+        self.fit(id, reply.flags, reply.payload.as_ref(), length);
+        let outcome = reply.outcome(id.cid, credit_limit, length);
+        self.answer(id, &outcome, Payloads::One(&mut reply.payload));
     }
 
     /// [`Server::reply`] with data that lies in several buffers, which are sent one behind the
@@ -228,53 +235,35 @@ impl<T: Transport> Server<T> {
     ) {
         match self.core.answered(id) {
             Some(credit_limit) => {
-                let length = self.fit(id, reply, parts);
-                let payloads = Payloads::Many(&mut parts.drain(..));
-                self.answer(id, reply, credit_limit, length, payloads);
+                let length = parts.iter().map(|payload| payload.range.len()).sum();
+                self.fit(id, reply.flags, parts.first(), length);
+                let outcome = reply.outcome(id.cid, credit_limit, length);
+                self.answer(id, &outcome, Payloads::Many(&mut parts.drain(..)));
             }
             None => parts.clear(),
         }
     }
 
-    /// Finds where each item's data goes, if it has memory of its own; how much data there is.
-    fn fit(
-        &mut self,
-        id: RequestId,
-        reply: &Reply<T::Buffer>,
-        payloads: &[Payload<T::Buffer>],
-    ) -> usize {
-        let length = payloads.iter().map(|payload| payload.range.len()).sum();
+    /// Finds where each item's data goes, if it has memory of its own: there are `length` bytes, and `first` of them.
+    #[inline]
+    fn fit(&mut self, id: RequestId, flags: u8, first: Option<&Payload<T::Buffer>>, length: usize) {
         assert!(length <= RESPONSE_DATA_BYTES_MAX, "more data than a response holds");
         let slot = self.core.slot(id);
-        if let Some(first) = payloads.first().filter(|_| slot.has_items()) {
-            let has_results = reply.flags & response_flags::ITEMS != 0;
-            slot.fit(has_results, &first.buffer.as_ref()[first.range.clone()], length);
+        if slot.has_items()
+            && let Some(Payload { buffer, range }) = first
+        {
+            let has_results = flags & response_flags::ITEMS != 0;
+            slot.fit(has_results, &buffer.as_ref()[range.clone()], length);
         }
-        length
     }
 
-    fn answer(
-        &mut self,
-        id: RequestId,
-        reply: &Reply<T::Buffer>,
-        credit_limit: u16,
-        length: usize,
-        payloads: Payloads<'_, T::Buffer>,
-    ) {
-        let outcome = Outcome {
-            cid: id.cid,
-            flags: reply.flags,
-            status: reply.status,
-            credit_limit,
-            data_length: length as u32,
-            result: reply.result,
-            data_crc: reply.data_crc,
-        };
+    fn answer(&mut self, id: RequestId, outcome: &Outcome, payloads: Payloads<'_, T::Buffer>) {
         self.core.counters.responses += 1;
-        self.core.counters.bytes_out += (size_of::<Response>() + length) as u64;
+        self.core.counters.bytes_out +=
+            size_of::<Response>() as u64 + u64::from(outcome.data_length);
         // The slot is free for the client's next command, which cannot come before this has been told.
         let remote = self.core.slot(id).answer();
-        self.transport.push(id.conn, &outcome, remote, payloads);
+        self.transport.push(id.conn, outcome, remote, payloads);
         self.act();
     }
 
@@ -334,10 +323,17 @@ impl<T: Transport> Server<T> {
     }
 
     /// Does what the sessions have decided on while the transport was at work.
+    #[inline]
     fn act(&mut self) -> bool {
-        if self.core.actions.is_empty() {
-            return false;
+        let has_actions = !self.core.actions.is_empty();
+        if has_actions {
+            self.act_now();
         }
+        has_actions
+    }
+
+    #[cold]
+    fn act_now(&mut self) {
         let mut actions = std::mem::take(&mut self.core.actions);
         for action in actions.drain(..) {
             match action {
@@ -351,7 +347,6 @@ impl<T: Transport> Server<T> {
             }
         }
         self.core.actions = actions;
-        true
     }
 }
 

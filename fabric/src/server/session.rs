@@ -258,6 +258,7 @@ impl Session {
     }
 
     /// The capsule, if it keeps to what was negotiated.
+    #[inline]
     pub(super) fn check<'a>(
         &self,
         pdu: &'a [u8],

@@ -113,16 +113,16 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
     ) -> Result<(), &'static str> {
         if remote.is_named()
             && let Some(memory) = self.stream.memory()
-            && let Some(placed) = outcome.placed(remote.length())
+            && outcome.fits(remote.length())
         {
             let mut walk = remote.walk();
-            self.placed_bytes += placed.data_length as usize;
+            self.placed_bytes += outcome.data_length as usize;
             let mut all_put = Some(());
             payloads.for_each(|Payload { buffer, range }| {
                 all_put = all_put.and_then(|()| put(memory, &mut walk, &buffer.as_ref()[range]));
             });
             all_put.ok_or(ELSEWHERE)?;
-            return self.output.push_small(Response::new(&placed).as_bytes());
+            return self.output.push_small(Response::placed(outcome).as_bytes());
         }
         let queued = self.output.push_small(Response::new(outcome).as_bytes());
         payloads.for_each(|payload| self.output.push_payload(payload));

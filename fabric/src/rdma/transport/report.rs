@@ -5,7 +5,7 @@ use super::{Held, Phase, RdmaTransport};
 use crate::pdu::{CommonHeader, GoAway, GoAwayReason, PduType};
 use crate::rdma::provider::{Event, Provider, Qp, Violation};
 use crate::transport::{CloseReason, Payloads, Sink};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 impl<P: Provider> RdmaTransport<P> {
     pub(super) fn take(&mut self, event: Event<P::Buffer>, sink: &mut dyn Sink<P::Buffer>) {
@@ -151,11 +151,16 @@ impl<P: Provider> RdmaTransport<P> {
     }
 }
 
-/// A message of a client is one PDU, no less and no more.
+/// A message of a client is one PDU, no less and no more. Which one, and whether it may have that length, its
+/// reader finds out.
 fn whole_pdu(message: &[u8]) -> Result<(), &'static str> {
-    match CommonHeader::peek(message).map_err(crate::pdu::DecodeError::text)? {
-        Some((PduType::Data | PduType::ReadyToTransfer, _)) => Err("DATA or R2T over RDMA"),
-        Some((_, length)) if length == message.len() => Ok(()),
+    const DATA: u8 = PduType::Data as u8;
+    const READY_TO_TRANSFER: u8 = PduType::ReadyToTransfer as u8;
+    match CommonHeader::ref_from_prefix(message) {
+        Ok((header, _)) if header.length.get() as usize == message.len() => match header.pdu_type {
+            DATA | READY_TO_TRANSFER => Err("DATA or R2T over RDMA"),
+            _ => Ok(()),
+        },
         _ => Err("a message that is not one PDU"),
     }
 }

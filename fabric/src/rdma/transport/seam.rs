@@ -64,7 +64,7 @@ impl<P: Provider> Transport for RdmaTransport<P> {
     }
 
     fn send(&mut self, conn: ConnId, pdu: &[u8]) {
-        self.queue_pdu(conn, answered(pdu), pdu, RemoteMemory::default(), Payloads::None);
+        self.queue_pdu(conn, answered(pdu), pdu, RemoteMemory::default(), Payloads::One(&mut None));
     }
 
     fn push(
@@ -74,8 +74,8 @@ impl<P: Provider> Transport for RdmaTransport<P> {
         remote: RemoteMemory<'_>,
         payloads: Payloads<'_, P::Buffer>,
     ) {
-        let placed = if remote.is_named() { outcome.placed(remote.length()) } else { None };
-        let response = Response::new(placed.as_ref().unwrap_or(outcome));
+        let is_placed = remote.is_named() && outcome.fits(remote.length());
+        let response = if is_placed { Response::placed } else { Response::new }(outcome);
         let token = Some(outcome.cid.into());
         self.queue_pdu(conn, token, response.as_bytes(), remote, payloads);
     }
