@@ -25,6 +25,9 @@ pub fn combine(first: u32, next: u32, length: usize) -> u32 {
 /// The CRC32C of no bytes.
 pub const EMPTY: u32 = 0;
 
+/// Bytes of a cache line.
+pub(crate) const LINE_BYTES: usize = 64;
+
 /// The CRC32C of bytes that come piece by piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Digest(u32);
@@ -48,6 +51,13 @@ impl Digest {
         *self = self.and(bytes);
     }
 
+    /// Takes `bytes` in, and each piece of them passes by `each`, with its place in them, while the processor has it
+    /// in its hands anyway: whoever copies bytes gets their checksum for little more. Every byte is in one piece; all
+    /// begin at a multiple of [`LINE_BYTES`] and all but the last are so long.
+    pub(crate) fn update_passing(&mut self, bytes: &[u8], each: impl FnMut(usize, &[u8])) {
+        self.0 = absorb_passing(self.0, bytes, each);
+    }
+
     /// Of all bytes so far.
     #[must_use]
     pub fn finalize(self) -> u32 {
@@ -64,6 +74,18 @@ fn absorb(crc: u32, bytes: &[u8]) -> u32 {
         return unsafe { x86::absorb(crc, bytes) };
     }
     absorb_portably(crc, bytes)
+}
+
+/// [`absorb`], as [`Digest::update_passing`] says.
+fn absorb_passing(crc: u32, bytes: &[u8], mut each: impl FnMut(usize, &[u8])) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if x86::serves(0) {
+        // SAFETY: `serves` has found the features that `absorb_passing` needs.
+        #[expect(unsafe_code, reason = "only some processors have the instructions")]
+        return unsafe { x86::absorb_passing(crc, bytes, each) };
+    }
+    each(0, bytes);
+    absorb(crc, bytes)
 }
 
 fn absorb_portably(crc: u32, bytes: &[u8]) -> u32 {
@@ -86,7 +108,7 @@ mod x86 {
     type Word = [u8; 8];
 
     /// Words that a lane does between two looks at whether it is at its end: a cache line.
-    const STEP: usize = 8;
+    const STEP: usize = super::LINE_BYTES / size_of::<Word>();
     /// Steps of a long lane: three of them are just below a page.
     const LONG: usize = 21;
     /// From so many words on, what comes is fetched ahead: another core or a drive has written it, as like as
@@ -122,6 +144,34 @@ mod x86 {
         if words.len() >= 3 * STEP {
             (state, words) = side_by_side(state, words);
         }
+        behind(state, words, rest)
+    }
+
+    /// See [`super::absorb_passing`].
+    #[target_feature(enable = "sse4.2,pclmulqdq")]
+    pub(super) fn absorb_passing(
+        crc: u32,
+        bytes: &[u8],
+        mut each: impl FnMut(usize, &[u8]),
+    ) -> u32 {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let (is_far, start) = (words.len() >= FAR_WORDS, bytes.as_ptr().addr());
+        let mut pass = |line: &[Word; STEP]| {
+            if is_far {
+                fetch_ahead(line);
+            }
+            each(line.as_ptr().addr() - start, line.as_flattened());
+        };
+        let (state, left) = in_lanes(u64::from(!crc), words, &mut pass);
+        let done = bytes.len() - rest.len() - size_of_val(left);
+        each(done, &bytes[done..]);
+        behind(state, left, rest)
+    }
+
+    /// Fewer words than three lanes have, and less than a word.
+    #[inline]
+    #[target_feature(enable = "sse4.2")]
+    fn behind(mut state: u64, mut words: &[Word], rest: &[u8]) -> u32 {
         (state, words) = up_to::<16>(state, words);
         (state, words) = up_to::<8>(state, words);
         (state, words) = up_to::<4>(state, words);
@@ -160,11 +210,22 @@ mod x86 {
     #[target_feature(enable = "sse4.2,pclmulqdq")]
     fn side_by_side(mut state: u64, mut words: &[Word]) -> (u64, &[Word]) {
         if words.len() >= FAR_WORDS {
-            (state, words) = lanes::<LONG, true>(state, words);
+            (state, words) = lanes::<LONG>(state, words, &mut |line| fetch_ahead(line));
         }
-        (state, words) = lanes::<LONG, false>(state, words);
-        (state, words) = lanes::<5, false>(state, words);
-        lanes::<1, false>(state, words)
+        in_lanes(state, words, &mut |_| ())
+    }
+
+    /// The same, and each line passes by `pass`.
+    #[inline]
+    #[target_feature(enable = "sse4.2,pclmulqdq")]
+    fn in_lanes<'a>(
+        mut state: u64,
+        mut words: &'a [Word],
+        pass: &mut impl FnMut(&[Word; STEP]),
+    ) -> (u64, &'a [Word]) {
+        (state, words) = lanes::<LONG>(state, words, pass);
+        (state, words) = lanes::<5>(state, words, pass);
+        lanes::<1>(state, words, pass)
     }
 
     #[inline]
@@ -173,16 +234,17 @@ mod x86 {
         _mm_crc32_u64(state, u64::from_le_bytes(*word))
     }
 
-    /// Does as many words as three lanes of `STEPS` steps can share, which are `FAR` or not; the state, and what is
-    /// left.
+    /// Does as many words as three lanes of `STEPS` steps can share, each line of which passes by `pass`; the state,
+    /// and what is left.
     #[inline]
     #[target_feature(enable = "sse4.2,pclmulqdq")]
-    fn lanes<const STEPS: usize, const FAR: bool>(
+    fn lanes<'a, const STEPS: usize>(
         mut state: u64,
-        mut words: &[Word],
-    ) -> (u64, &[Word]) {
+        mut words: &'a [Word],
+        pass: &mut impl FnMut(&[Word; STEP]),
+    ) -> (u64, &'a [Word]) {
         while let Some((now, rest)) = words.split_at_checked(3 * STEPS * STEP) {
-            state = three_lanes::<STEPS, FAR>(state, now);
+            state = three_lanes::<STEPS>(state, now, pass);
             words = rest;
         }
         (state, words)
@@ -193,21 +255,22 @@ mod x86 {
     /// Generic Polynomials Using PCLMULQDQ", Gopal and others, 2009).
     #[inline]
     #[target_feature(enable = "sse4.2,pclmulqdq")]
-    fn three_lanes<const STEPS: usize, const FAR: bool>(state: u64, words: &[Word]) -> u64 {
+    fn three_lanes<const STEPS: usize>(
+        state: u64,
+        words: &[Word],
+        pass: &mut impl FnMut(&[Word; STEP]),
+    ) -> u64 {
         let (first, others) = words.split_at(STEPS * STEP);
         let (second, third) = others.split_at(STEPS * STEP);
         let [(first, _), (second, _), (third, _)] = [first, second, third].map(<[Word]>::as_chunks);
         let (last, third) = third.split_last().expect("three lanes of at least one step");
         let (mut a, mut b, mut c) = (state, 0, 0);
         for ((first, second), third) in first.iter().zip(second).zip(third) {
-            if FAR {
-                for line in [first, second, third] {
-                    fetch_ahead(line);
-                }
-            }
+            [first, second, third].into_iter().for_each(&mut *pass);
             (a, b, c) = step::<STEP>((a, b, c), first, second, third);
         }
         let (first, second) = (&first[third.len()], &second[third.len()]);
+        [first, second, last].into_iter().for_each(pass);
         (a, b, c) = step::<{ STEP - 1 }>((a, b, c), first, second, last);
         (a, b) = (one(a, &first[STEP - 1]), one(b, &second[STEP - 1]));
         let a = moved(a, const { power(2 * STEPS * STEP - 1) });
@@ -276,6 +339,25 @@ mod tests {
             let piece = &bytes[length % 64..][..length];
             assert_eq!(crc32c(piece), crc_fast::crc32_iscsi(piece), "{length} bytes");
             assert_eq!(absorb(7, piece), absorb_portably(7, piece), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn every_byte_passes_by_once_and_the_checksum_is_that_of_all() {
+        let mut bytes = vec![0; 300_000];
+        fastrand::Rng::with_seed(7).fill(&mut bytes);
+        for length in (0..3_000).chain([4095, 4096, 16_384, 100_001, 262_144, 299_900]) {
+            let piece = &bytes[length % 64..][..length];
+            let (mut copy, mut seen) = (vec![0; length], 0);
+            let mut digest = Digest::new().and(b"before");
+            digest.update_passing(piece, |place, part| {
+                assert!(place.is_multiple_of(LINE_BYTES), "{length} bytes");
+                assert!(part.len() == LINE_BYTES || place + part.len() == length);
+                copy[place..place + part.len()].copy_from_slice(part);
+                seen += part.len();
+            });
+            assert_eq!(digest, Digest::new().and(b"before").and(piece), "{length} bytes");
+            assert!(copy == piece && seen == length, "{length} bytes");
         }
     }
 

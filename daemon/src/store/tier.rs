@@ -7,7 +7,8 @@
 //! Guarantees: what is found is what the index points at; memory is a pool of its own, so that values here take
 //! none from commands; replies hold what they send, however long that takes, and nobody writes to it; nothing is
 //! allocated after the start, and a hit touches no device. What breaks it: memory that changes by itself. The
-//! checksum that was verified goes with the bytes, so a client finds out; but the value stays until it is dropped.
+//! checksum that was verified goes with the bytes, so a client finds out, or over shared memory the copy to it; but the
+//! value stays until it is dropped.
 
 use super::index::{KeyHash, Pointer};
 use crate::counters::Count;

@@ -7,7 +7,8 @@
 //! * a lost connection is made again by itself (jittered exponential backoff); reads are asked
 //!   again, and writes are sent again under the same idempotency token. What cannot be sent twice
 //!   (to abort or delete a checkpoint) and was on its way ends as [`Status::Disconnected`];
-//! * data is checked against its CRC32C before it is handed out;
+//! * data is checked against its CRC32C before it is handed out: here, or over shared memory, where it is read in
+//!   place, by the server with its last copy;
 //! * memory of a [`crate::region::Region`] belongs to an operation until no server can reach it for that
 //!   operation any more: a timeout alone does not give it back ([`crate::region::Region::is_idle`]);
 //! * nothing a server sends makes it panic, or allocate more than was asked for. A server that

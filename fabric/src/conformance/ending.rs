@@ -38,9 +38,9 @@ pub(super) fn every_pull_ends_once_when_the_peer_vanishes<W: Wire>(rig: &mut Rig
 pub(super) fn payloads_are_dropped_when_the_peer_vanishes<W: Wire>(rig: &mut Rig<W>) {
     let (mut peer, conn) = rig.peer();
     for cid in 0..16 {
-        let buffer = rig.buffers.holding(vec![1; 1 << 20]);
-        let payload = Payload { buffer, range: 0..1 << 20 };
-        let (outcome, remote) = (response(cid, 1 << 20), peer.expect(cid, 1 << 20));
+        let data = vec![1; 1 << 20];
+        let (outcome, remote) = (response(cid, &data), peer.expect(cid, 1 << 20));
+        let payload = Payload { buffer: rig.buffers.holding(data), range: 0..1 << 20 };
         rig.wire.transport().push(conn, &outcome, remote.get(), Payloads::One(&mut Some(payload)));
     }
     if W::Peer::IS_PASSIVE {
@@ -65,7 +65,7 @@ pub(super) fn a_stale_connection_is_ignored<W: Wire>(rig: &mut Rig<W>) {
     rig.pull(stale, 1, RemoteMemory::none(10));
     rig.wire.transport().send(stale, Ping::new(PduType::Ping, 1).as_bytes());
     let payload = Payload { buffer: rig.buffers.holding(vec![0; 9]), range: 0..9 };
-    let (outcome, remote) = (response(2, 9), RemoteMemory::none(9));
+    let (outcome, remote) = (response(2, &[0; 9]), RemoteMemory::none(9));
     rig.wire.transport().push(stale, &outcome, remote, Payloads::One(&mut Some(payload)));
     rig.wire.transport().close(stale, true);
     rig.settle(&mut [&mut peer]);
@@ -80,7 +80,7 @@ pub(super) fn closing_in_order_delivers_what_was_queued<W: Wire>(rig: &mut Rig<W
     rig.pull(conn, 7, remote.get());
     let data = rig.bytes(3 << 20);
     let payload = Payload { buffer: rig.buffers.holding(data.clone()), range: 0..data.len() };
-    let (outcome, remote) = (response(1, data.len()), peer.expect(1, data.len()));
+    let (outcome, remote) = (response(1, &data), peer.expect(1, data.len()));
     rig.wire.transport().push(conn, &outcome, remote.get(), Payloads::One(&mut Some(payload)));
     let goaway = GoAway::new(GoAwayReason::Drain);
     rig.wire.transport().send(conn, goaway.as_bytes());
@@ -102,8 +102,9 @@ pub(super) fn aborting_gives_every_buffer_back<W: Wire>(rig: &mut Rig<W>) {
     let remote = peer.expect(0, 1000);
     rig.pull(conn, 0, remote.get());
     for cid in 1..9 {
-        let payload = Payload { buffer: rig.buffers.holding(vec![0; 1 << 20]), range: 0..1 << 20 };
-        let (outcome, remote) = (response(cid, 1 << 20), RemoteMemory::none(1 << 20));
+        let data = vec![0; 1 << 20];
+        let (outcome, remote) = (response(cid, &data), RemoteMemory::none(1 << 20));
+        let payload = Payload { buffer: rig.buffers.holding(data), range: 0..1 << 20 };
         rig.wire.transport().push(conn, &outcome, remote, Payloads::One(&mut Some(payload)));
     }
     rig.wire.transport().close(conn, true);

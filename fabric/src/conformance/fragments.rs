@@ -82,7 +82,7 @@ fn push_pieces<W: Wire>(
             Payload { buffer, range: 1..1 + piece.len() }
         })
         .collect();
-    let response = response(cid, data.len());
+    let response = response(cid, data);
     rig.wire.transport().push(conn, &response, into, Payloads::Many(&mut payloads.drain(..)));
 }
 

@@ -19,7 +19,7 @@ pub(super) fn push<W: Wire>(
         let buffer = rig.buffers.holding([b"xx", part, b"yyy"].concat());
         Payload { buffer, range: 2..2 + part.len() }
     });
-    let response = response(cid, data.len());
+    let response = response(cid, data);
     rig.wire.transport().push(conn, &response, into, Payloads::Many(&mut payloads.into_iter()));
 }
 
@@ -86,8 +86,8 @@ pub(super) fn data_that_the_memory_does_not_hold_stands_behind_its_response<
         received.append(&mut peers[0].received());
         received.len() == 2
     });
-    assert_eq!(received[0], [Response::new(&response(1, 100)).as_bytes(), &data].concat());
-    assert_eq!(received[1], Response::new(&response(2, 0)).as_bytes());
+    assert_eq!(received[0], [Response::new(&response(1, &data)).as_bytes(), &data].concat());
+    assert_eq!(received[1], Response::new(&response(2, &[])).as_bytes());
     assert_eq!(peer.look(into), [0xEE; 99]);
 }
 

@@ -38,7 +38,7 @@ pub(super) fn what_is_sent_arrives_in_order_with_its_data<W: Wire>(rig: &mut Rig
         let most = if cid % 40 == 0 { 4 << 20 } else { 20_000 };
         let (parts, length) = (rig.rng.usize(1..=4), rig.rng.usize(0..most));
         let data = rig.bytes(length);
-        let response = response(cid, data.len());
+        let response = response(cid, &data);
         let mut payloads: Vec<_> = data
             .chunks(data.len().div_ceil(parts).max(1))
             .map(|part| {
@@ -102,8 +102,9 @@ pub(super) fn a_pull_of_nothing_is_complete<W: Wire>(rig: &mut Rig<W>) {
 
 pub(super) fn a_payload_is_dropped_when_it_has_left<W: Wire>(rig: &mut Rig<W>) {
     let (mut peer, conn) = rig.peer();
-    let buffer = rig.buffers.holding(vec![1; 4 << 20]);
-    let response = response(0, 4 << 20);
+    let data = vec![1; 4 << 20];
+    let response = response(0, &data);
+    let buffer = rig.buffers.holding(data);
     let payload = Payload { buffer, range: 0..4 << 20 };
     let remote = peer.expect(0, 4 << 20);
     rig.wire.transport().push(conn, &response, remote.get(), Payloads::One(&mut Some(payload)));

@@ -1,7 +1,7 @@
 //! A transport under test, its peers, and what it has reported.
 
 use super::{Buffers, Peer, Wire};
-use crate::pdu::{Command, Opcode, Outcome, PduType};
+use crate::pdu::{Command, Opcode, Outcome, PduType, crc32c};
 use crate::transport::{CloseReason, ConnId, RemoteMemory, Sink, Transport};
 use crate::{Buffer, Status};
 use zerocopy::IntoBytes;
@@ -137,14 +137,14 @@ pub(super) fn command(cid: u16, key: &[u8], data: &[u8]) -> Vec<u8> {
     [command.as_bytes(), key, data].concat()
 }
 
-pub(super) fn response(cid: u16, data_length: usize) -> Outcome {
+pub(super) fn response(cid: u16, data: &[u8]) -> Outcome {
     Outcome {
         cid,
         flags: 0,
         status: Status::Ok,
         credit_limit: 1,
-        data_length: data_length as u32,
+        data_length: data.len() as u32,
         result: 0,
-        data_crc: 0,
+        data_crc: crc32c(data),
     }
 }

@@ -61,6 +61,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The same command's end if its data is not what it should be: there is none.
+    #[must_use]
+    pub fn corrupt(&self) -> Self {
+        let Self { cid, credit_limit, .. } = *self;
+        let status = Status::Corrupt;
+        Self { cid, flags: 0, status, credit_limit, data_length: 0, result: 0, data_crc: 0 }
+    }
+
     /// There is data, and memory of `length` bytes holds it.
     #[must_use]
     #[inline]

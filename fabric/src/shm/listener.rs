@@ -9,6 +9,7 @@ use super::end::End;
 use super::layout::AREA;
 use super::port::Port;
 use super::{Refusal, open, socket, socket_path};
+use crate::crc32c::Digest;
 use crate::stream::{ByteStream, Listener, PeerMemory, Readiness};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::collections::VecDeque;
@@ -323,9 +324,12 @@ impl PeerMemory for ShmServerStream {
         Some(())
     }
 
-    fn put(&self, address: u64, from: &[u8]) -> Option<()> {
-        let offset = self.place(address, from.len())?;
-        self.0.port.map.stream_in(offset, from);
+    fn put(&self, address: u64, from: &[u8], sum: Option<&mut Digest>) -> Option<()> {
+        let (offset, map) = (self.place(address, from.len())?, &self.0.port.map);
+        match sum {
+            Some(sum) => map.copy_in_summed(offset, from, sum),
+            None => map.stream_in(offset, from),
+        }
         Some(())
     }
 }

@@ -11,6 +11,7 @@
     reason = "maps memory that another process writes; each block has its proof"
 )]
 
+use crate::crc32c::{Digest, LINE_BYTES};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
@@ -97,9 +98,6 @@ impl Mapping {
     }
 }
 
-/// What a processor moves between caches at a time.
-const LINE_BYTES: usize = 64;
-
 impl Mapping {
     /// Copies bulk data into it, past this core's caches: the peer reads it next, and this side never.
     /// Twice as fast as [`Mapping::copy_in`], which fetches each line from the peer's cache first. The peer may
@@ -126,16 +124,7 @@ impl Mapping {
     /// `count` bytes from `offset` on will be copied out soon: a hint, which reads nothing.
     pub(super) fn prefetch(&self, offset: usize, count: usize) {
         let from = self.at(offset, count);
-        for line in (0..count).step_by(LINE_BYTES) {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: inside of the mapping, by `at`; every x86-64 processor has SSE.
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(from.add(line).cast());
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            let _: (*mut u8, usize) = (from, line);
-        }
+        (0..count).step_by(LINE_BYTES).for_each(|line| fetch(from.wrapping_add(line)));
     }
 
     /// Elsewhere it is an ordinary copy.
@@ -147,21 +136,83 @@ impl Mapping {
     /// Lines one behind the other, to an offset that is aligned to one. The caller issues the fence.
     #[cfg(target_arch = "x86_64")]
     fn stream_lines(&self, offset: usize, lines: &[[u8; LINE_BYTES]]) {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        const PARTS: usize = LINE_BYTES / size_of::<__m128i>();
-        let into = self.at(offset, size_of_val(lines)).cast::<__m128i>();
-        assert!(lines.is_empty() || into.is_aligned());
+        let into = self.at(offset, size_of_val(lines));
+        assert!(lines.is_empty() || into.addr().is_multiple_of(STREAM_BYTES));
         for (number, line) in lines.iter().enumerate() {
-            let from = line.as_ptr().cast::<__m128i>();
-            for part in 0..PARTS {
-                // SAFETY: both are valid for the line, `into` by `at` for all of them, and `into` is
-                // aligned; nobody in this process has a reference to what is written. Every x86-64
-                // processor has SSE2.
-                unsafe {
-                    let bytes = _mm_loadu_si128(from.add(part));
-                    _mm_stream_si128(into.add(number * PARTS + part), bytes);
-                }
+            // SAFETY: inside of the mapping, by `at` for all of them, and aligned.
+            unsafe { stream_line(into.add(number * LINE_BYTES), line) };
+        }
+    }
+
+    /// Copies bulk data into it, which `sum` takes in on its way. What is long goes past this core's caches. What is
+    /// short does not: the peer, who need not look at it at once, has not fetched all of the lines, so they are near,
+    /// and fetched ahead of the copy.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn copy_in_summed(&self, offset: usize, from: &[u8], sum: &mut Digest) {
+        let into = self.at(offset, from.len());
+        let is_aligned = into.addr().is_multiple_of(STREAM_BYTES);
+        let is_streamed = is_aligned && from.len() >= STREAMED_BYTES;
+        sum.update_passing(from, |place, piece| {
+            assert!(place + piece.len() <= from.len() && place.is_multiple_of(STREAM_BYTES));
+            if !is_streamed {
+                fetch(into.wrapping_add(place + AHEAD_BYTES));
             }
+            match piece.try_into() {
+                // SAFETY: inside of the mapping, by `at` and the assertion, and aligned.
+                Ok(line) if is_streamed => unsafe { stream_line(into.add(place), line) },
+                // SAFETY: as in `copy_in`, of a part of the same bytes, by the assertion.
+                _ => unsafe {
+                    into.add(place).copy_from_nonoverlapping(piece.as_ptr(), piece.len());
+                },
+            }
+        });
+    }
+
+    /// Elsewhere it is an ordinary copy.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn copy_in_summed(&self, offset: usize, from: &[u8], sum: &mut Digest) {
+        self.copy_in(offset, from);
+        sum.update(from);
+    }
+}
+
+/// From so many bytes on, data that is summed goes past the caches.
+#[cfg(target_arch = "x86_64")]
+const STREAMED_BYTES: usize = 32 << 10;
+/// How far ahead of a copy its lines are fetched.
+#[cfg(target_arch = "x86_64")]
+const AHEAD_BYTES: usize = 8 * LINE_BYTES;
+/// What is stored past the caches at a time, and where: at multiples of itself.
+#[cfg(target_arch = "x86_64")]
+const STREAM_BYTES: usize = 16;
+
+/// A hint that the line at `address`, which may be anywhere, will be used soon.
+#[inline]
+fn fetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it reads nothing; every x86-64 processor has SSE.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _: *const u8 = address;
+}
+
+/// Stores a line past this core's caches.
+///
+/// # Safety
+/// `into` is writable for a line, no part of it is referred to, and it is aligned to [`STREAM_BYTES`].
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn stream_line(into: *mut u8, line: &[u8; LINE_BYTES]) {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm_stream_si128};
+    for at in (0..LINE_BYTES).step_by(STREAM_BYTES) {
+        // SAFETY: both are valid for the line, and `into` is aligned, as the caller says. Every x86-64 processor
+        // has SSE2.
+        unsafe {
+            let bytes = _mm_loadu_si128(line.as_ptr().add(at).cast());
+            _mm_stream_si128(into.add(at).cast(), bytes);
         }
     }
 }
@@ -177,6 +228,7 @@ impl Drop for Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crc32c::crc32c;
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use std::os::fd::AsFd;
 
@@ -206,14 +258,21 @@ mod tests {
         let (one, other) = pair();
         let bytes: Vec<u8> = (0..1000_u32).map(|at| (at * 7 + 1) as u8).collect();
         for offset in (0..130).chain([2 * PAGE_BYTES - 1000]) {
-            for length in (0..130).chain([1000]) {
-                one.copy_in(0, &[0; 2 * PAGE_BYTES]);
-                one.stream_in(offset, &bytes[..length]);
-                let mut found = vec![0; 2 * PAGE_BYTES];
-                other.copy_out(0, &mut found);
-                assert_eq!(found[offset..offset + length], bytes[..length], "{offset} {length}");
-                found[offset..offset + length].fill(0);
-                assert!(found.iter().all(|byte| *byte == 0), "{offset} {length}: nothing else");
+            for length in (0..130).chain([700, 1000]) {
+                for summed in [false, true] {
+                    one.copy_in(0, &[0; 2 * PAGE_BYTES]);
+                    let (from, mut sum) = (&bytes[..length], Digest::new());
+                    match summed {
+                        false => one.stream_in(offset, from),
+                        true => one.copy_in_summed(offset, from, &mut sum),
+                    }
+                    assert!(!summed || sum.finalize() == crc32c(from), "{offset} {length}");
+                    let mut found = vec![0; 2 * PAGE_BYTES];
+                    other.copy_out(0, &mut found);
+                    assert_eq!(found[offset..offset + length], *from, "{offset} {length}");
+                    found[offset..offset + length].fill(0);
+                    assert!(found.iter().all(|byte| *byte == 0), "{offset} {length}: nothing else");
+                }
             }
         }
     }
@@ -222,6 +281,12 @@ mod tests {
     #[should_panic(expected = "outside of the mapping")]
     fn bulk_data_across_the_end_panics() {
         pair().0.stream_in(2 * PAGE_BYTES - 100, &[0; 101]);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside of the mapping")]
+    fn bulk_data_that_is_summed_across_the_end_panics() {
+        pair().0.copy_in_summed(2 * PAGE_BYTES - 512, &[0; 513], &mut Digest::new());
     }
 
     #[test]

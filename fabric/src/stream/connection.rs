@@ -8,7 +8,8 @@ use super::input::{IMPOSSIBLE, Input, Pull, Received};
 use super::queue::{SendQueue, Sent};
 use super::{ByteStream, PeerMemory};
 use crate::Buffer;
-use crate::pdu::{Outcome, Response};
+use crate::crc32c::Digest;
+use crate::pdu::{Outcome, Response, response_flags};
 use crate::transport::{CloseReason, ConnId, Payload, Payloads, RemoteMemory, Sink, Walk};
 use std::io::{self, ErrorKind};
 use zerocopy::IntoBytes;
@@ -104,7 +105,8 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
     }
 
     /// Queues a response and its data: in the peer's memory if the command names some that holds it,
-    /// else behind the response.
+    /// else behind the response. What is put into memory is checked on its way, so that the peer need not look at it:
+    /// it is answered with [`crate::Status::Corrupt`] if it is not what `outcome` says.
     pub(super) fn push(
         &mut self,
         outcome: &Outcome,
@@ -117,11 +119,18 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
         {
             let mut walk = remote.walk();
             self.placed_bytes += outcome.data_length as usize;
+            // Of a batch, it is the client who checks each item.
+            let mut sum = (outcome.flags & response_flags::ITEMS == 0).then(Digest::new);
             let mut all_put = Some(());
             payloads.for_each(|Payload { buffer, range }| {
-                all_put = all_put.and_then(|()| put(memory, &mut walk, &buffer.as_ref()[range]));
+                let bytes = &buffer.as_ref()[range];
+                all_put = all_put.and_then(|()| put(memory, &mut walk, bytes, sum.as_mut()));
             });
             all_put.ok_or(ELSEWHERE)?;
+            if sum.is_some_and(|sum| sum.finalize() != outcome.data_crc) {
+                log::error!("{} bytes have changed in memory: not sent", outcome.data_length);
+                return self.output.push_small(Response::new(&outcome.corrupt()).as_bytes());
+            }
             return self.output.push_small(Response::placed(outcome).as_bytes());
         }
         let queued = self.output.push_small(Response::new(outcome).as_bytes());
@@ -223,12 +232,17 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
     }
 }
 
-/// Copies into memory, as far as `walk` is long. `None`: a piece of it is not the peer's.
-fn put(memory: &dyn PeerMemory, walk: &mut Walk<'_>, mut from: &[u8]) -> Option<()> {
+/// Copies into memory, as far as `walk` is long; `sum` takes it in. `None`: a piece of it is not the peer's.
+fn put(
+    memory: &dyn PeerMemory,
+    walk: &mut Walk<'_>,
+    mut from: &[u8],
+    mut sum: Option<&mut Digest>,
+) -> Option<()> {
     while !from.is_empty() {
         let piece = walk.step(from.len()).filter(|piece| piece.key.get() == memory.key())?;
         let (bytes, rest) = from.split_at(piece.length.get() as usize);
-        memory.put(piece.address.get(), bytes)?;
+        memory.put(piece.address.get(), bytes, sum.as_deref_mut())?;
         from = rest;
     }
     Some(())

@@ -15,6 +15,7 @@ mod transport;
 
 pub use transport::{StreamConfig, StreamTransport};
 
+use crate::crc32c::Digest;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 
@@ -39,8 +40,8 @@ pub trait PeerMemory {
     fn key(&self) -> u32;
     /// Copies out of it. `None`: the range is not inside, and nothing was copied.
     fn get(&self, address: u64, into: &mut [u8]) -> Option<()>;
-    /// Copies into it. `None`: the range is not inside, and nothing was copied.
-    fn put(&self, address: u64, from: &[u8]) -> Option<()>;
+    /// Copies into it; `sum` takes in what is copied. `None`: the range is not inside, and nothing was copied.
+    fn put(&self, address: u64, from: &[u8], sum: Option<&mut Digest>) -> Option<()>;
 }
 
 /// What has become possible on a watched stream. May be said again, or when it is no longer so.
