@@ -233,9 +233,13 @@ mod tests {
     use std::os::fd::AsFd;
 
     fn pair() -> (Mapping, Mapping) {
+        pair_of(2)
+    }
+
+    fn pair_of(pages: usize) -> (Mapping, Mapping) {
         let memfd = memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap();
-        nix::unistd::ftruncate(&memfd, 2 * PAGE_BYTES as i64).unwrap();
-        let map = || Mapping::new(memfd.as_fd(), 2 * PAGE_BYTES).unwrap();
+        nix::unistd::ftruncate(&memfd, (pages * PAGE_BYTES) as i64).unwrap();
+        let map = || Mapping::new(memfd.as_fd(), pages * PAGE_BYTES).unwrap();
         (map(), map())
     }
 
@@ -273,6 +277,27 @@ mod tests {
                     found[offset..offset + length].fill(0);
                     assert!(found.iter().all(|byte| *byte == 0), "{offset} {length}: nothing else");
                 }
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn long_data_that_is_summed_arrives_aligned_or_not() {
+        let mut bytes = vec![0; STREAMED_BYTES + 5_000];
+        fastrand::Rng::with_seed(7).fill(&mut bytes);
+        for offset in [0, 1, 8, 16, 48, 64, 100, 4096] {
+            for length in [STREAMED_BYTES - 1, STREAMED_BYTES, STREAMED_BYTES + 4_999] {
+                let (one, other) = pair_of(12);
+                let (from, mut sum) = (&bytes[7..][..length - 7], Digest::new());
+                one.copy_in_summed(offset, from, &mut sum);
+                one.fence();
+                let mut found = vec![0; 12 * PAGE_BYTES];
+                other.copy_out(0, &mut found);
+                assert!(found[offset..offset + from.len()] == *from, "{offset} {length}");
+                assert_eq!(sum.finalize(), crc32c(from), "{offset} {length}");
+                found[offset..offset + from.len()].fill(0);
+                assert!(found.iter().all(|byte| *byte == 0), "{offset} {length}: nothing else");
             }
         }
     }
