@@ -144,7 +144,12 @@ mod x86 {
         if words.len() >= 3 * STEP {
             (state, words) = side_by_side(state, words);
         }
-        behind(state, words, rest)
+        (state, words) = up_to::<16>(state, words);
+        (state, words) = up_to::<8>(state, words);
+        (state, words) = up_to::<4>(state, words);
+        (state, words) = up_to::<2>(state, words);
+        (state, _) = up_to::<1>(state, words);
+        !few(state as u32, rest)
     }
 
     /// See [`super::absorb_passing`].
@@ -165,19 +170,7 @@ mod x86 {
         let (state, left) = in_lanes(u64::from(!crc), words, &mut pass);
         let done = bytes.len() - rest.len() - size_of_val(left);
         each(done, &bytes[done..]);
-        behind(state, left, rest)
-    }
-
-    /// Fewer words than three lanes have, and less than a word.
-    #[inline]
-    #[target_feature(enable = "sse4.2")]
-    fn behind(mut state: u64, mut words: &[Word], rest: &[u8]) -> u32 {
-        (state, words) = up_to::<16>(state, words);
-        (state, words) = up_to::<8>(state, words);
-        (state, words) = up_to::<4>(state, words);
-        (state, words) = up_to::<2>(state, words);
-        (state, _) = up_to::<1>(state, words);
-        !few(state as u32, rest)
+        absorb(!(state as u32), &bytes[done..])
     }
 
     /// Does `WORDS` words, if there are so many: by halves, what is shorter than three lanes takes no loop, for

@@ -159,7 +159,9 @@ impl Context {
     pub fn deliver(&self, mut each: impl FnMut(Outgoing)) -> bool {
         let mut outgoing = self.outgoing.borrow_mut();
         let any = !outgoing.is_empty();
-        outgoing.drain(..).for_each(&mut each);
+        for one in outgoing.drain(..) {
+            each(one);
+        }
         any
     }
 

@@ -127,6 +127,7 @@ impl<B> Output<B> {
     }
 
     /// Queues data for the peer's memory, and the PDU that says so.
+    #[inline]
     pub(super) fn push_written(
         &mut self,
         pdu: &[u8],
@@ -200,6 +201,7 @@ impl<B> Output<B> {
 
     /// Moves the next item into `chain`, if there is room for it and (should it need one) a credit;
     /// `credit` gives the number beside its message.
+    #[inline]
     pub(super) fn pop(
         &mut self,
         chain: &mut Chain<B>,
@@ -214,6 +216,7 @@ impl<B> Output<B> {
         }
     }
 
+    #[inline]
     fn pop_one(
         &mut self,
         chain: &mut Chain<B>,
