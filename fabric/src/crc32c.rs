@@ -76,7 +76,8 @@ fn absorb(crc: u32, bytes: &[u8]) -> u32 {
     absorb_portably(crc, bytes)
 }
 
-/// [`absorb`], as [`Digest::update_passing`] says.
+/// [`absorb`], as [`Digest::update_passing`] says. However long they are, it is this module's lanes that do it where
+/// there are any: `crc-fast` shows its bytes to nobody.
 fn absorb_passing(crc: u32, bytes: &[u8], mut each: impl FnMut(usize, &[u8])) -> u32 {
     #[cfg(target_arch = "x86_64")]
     if x86::serves(0) {

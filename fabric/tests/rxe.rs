@@ -741,15 +741,8 @@ fn retrieves_of_a_mebibyte_are_timed() {
     let began = now();
     for cid in 0..count as u16 {
         let remote = peer.expect(cid, length);
-        let outcome = Outcome {
-            cid,
-            flags: 0,
-            status: Status::Ok,
-            credit_limit: 1,
-            data_length: length as u32,
-            result: 0,
-            data_crc: 0,
-        };
+        let data_length = length as u32;
+        let outcome = Outcome { data_length, ..Outcome::bare(cid, Status::Ok, 1) };
         let payload = Payload { buffer: spare.pop().unwrap(), range: 0..length };
         transport.push(conn, &outcome, remote.get(), Payloads::One(&mut Some(payload)));
     }

@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails, fails here")]
 
 use forebay_fabric::Status;
-use forebay_fabric::conformance::{MemoryPeer, Peer, StreamPeer};
-use forebay_fabric::pdu::{Command, Fragment, Opcode, Outcome, PduType, Ping, Response, crc32c};
+use forebay_fabric::conformance::{MemoryPeer, Peer, StreamPeer, response};
+use forebay_fabric::pdu::{Command, Fragment, Opcode, Outcome, PduType, Ping, Response};
 use forebay_fabric::shm::{Refusal, Shm, ShmStream};
 use forebay_fabric::stream::{StreamConfig, StreamTransport};
 use forebay_fabric::transport::{
@@ -182,28 +182,14 @@ fn store(cid: u16, data: &[u8]) -> Vec<u8> {
     [command.as_bytes(), b"key", data].concat()
 }
 
-/// A value was found.
-fn found(data: &[u8]) -> Outcome {
-    Outcome {
-        cid: 0,
-        flags: 0,
-        status: Status::Ok,
-        credit_limit: 1,
-        data_length: data.len() as u32,
-        result: data.len() as u64,
-        data_crc: crc32c(data),
-    }
-}
-
 /// Clients do not look at what lies in their memory: the server has, with its last copy.
 #[test]
 fn bytes_that_are_not_what_their_checksum_says_are_answered_as_corrupt() {
     let mut house = House::new();
     let (mut peer, conn) = house.good();
     let value: Vec<u8> = (0..10_000_u32).map(|at| at as u8).collect();
-    let outcome = found(&value);
-    let corrupt =
-        Outcome { status: Status::Corrupt, data_length: 0, result: 0, data_crc: 0, ..outcome };
+    let outcome = response(0, &value);
+    let corrupt = Outcome::bare(0, Status::Corrupt, outcome.credit_limit);
     for place in [Some(0), Some(4_096), Some(9_999), None] {
         let mut changed = value.clone();
         place.into_iter().for_each(|place| changed[place] ^= 1);
@@ -436,7 +422,7 @@ fn a_client_that_never_hears_its_rings_blocks_nobody() {
     let payload = Payload { buffer: vec![1; 100], range: 0..100 };
     let outside = [Fragment::new(0, 1, 50), Fragment::new(1 << 21, 1, 50)];
     let remote = RemoteMemory::new(&outside);
-    house.transport.push(conn, &found(&[1; 100]), remote, Payloads::One(&mut Some(payload)));
+    house.transport.push(conn, &response(0, &[1; 100]), remote, Payloads::One(&mut Some(payload)));
     house.turns(200);
     assert!(matches!(house.end_of(conn), Some(CloseReason::Protocol(_))));
 }

@@ -155,7 +155,7 @@ impl Context {
         self.outgoing.borrow_mut().push_back(Outgoing::Pull(origin, buffer.into()));
     }
 
-    /// Hands on what there is for servers to do, in order; `true` if there was anything.
+    /// Hands on what there is for servers to do, in order; `true` if there was anything. `each` adds nothing to it.
     pub fn deliver(&self, mut each: impl FnMut(Outgoing)) -> bool {
         let mut outgoing = self.outgoing.borrow_mut();
         let any = !outgoing.is_empty();

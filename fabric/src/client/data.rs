@@ -7,8 +7,8 @@ use std::ops::Deref;
 /// The data of an answer. Its checksum was compared before it was handed out.
 ///
 /// Over shared memory a value is not copied once more on this side: these are the bytes that the server has
-/// placed in the client's area, and has checked as it copied them there. They are the client's until this is dropped or recycled
-/// ([`super::Pipeline::recycle`]). Whoever keeps many answers for long keeps much of the area from new ones:
+/// placed in the client's area, and has checked as it copied them there. They are the client's until this is
+/// dropped or recycled ([`super::Pipeline::recycle`]). Whoever keeps many answers for long keeps much of the area from new ones:
 /// from half of it on, answers are copied again. [`Data::into_vec`] makes them the caller's own.
 #[derive(Default)]
 pub struct Data(Kind);

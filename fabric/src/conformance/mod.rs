@@ -17,6 +17,7 @@ pub use stream_peer::StreamPeer;
 
 use crate::pdu::Fragment;
 use crate::transport::{KeptMemory, RemoteMemory, Transport};
+pub use rig::response;
 use rig::{Recorder, Rig};
 
 /// Connections that the transport under test has room for.

@@ -137,14 +137,9 @@ pub(super) fn command(cid: u16, key: &[u8], data: &[u8]) -> Vec<u8> {
     [command.as_bytes(), key, data].concat()
 }
 
-pub(super) fn response(cid: u16, data: &[u8]) -> Outcome {
-    Outcome {
-        cid,
-        flags: 0,
-        status: Status::Ok,
-        credit_limit: 1,
-        data_length: data.len() as u32,
-        result: 0,
-        data_crc: crc32c(data),
-    }
+/// Command `cid` was answered with `data`.
+#[must_use]
+pub fn response(cid: u16, data: &[u8]) -> Outcome {
+    let (data_length, data_crc) = (data.len() as u32, crc32c(data));
+    Outcome { data_length, data_crc, ..Outcome::bare(cid, Status::Ok, 1) }
 }

@@ -61,11 +61,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The same command's end if its data is not what it should be: there is none.
+    /// A command ended with `status`, and that is all there is to say.
     #[must_use]
-    pub fn corrupt(&self) -> Self {
-        let Self { cid, credit_limit, .. } = *self;
-        let status = Status::Corrupt;
+    pub fn bare(cid: u16, status: Status, credit_limit: u16) -> Self {
         Self { cid, flags: 0, status, credit_limit, data_length: 0, result: 0, data_crc: 0 }
     }
 

@@ -229,15 +229,7 @@ impl Core {
     }
 
     fn respond(&mut self, conn: ConnId, cid: u16, status: Status) {
-        let outcome = Outcome {
-            cid,
-            flags: 0,
-            status,
-            credit_limit: self.session(conn).queue_depth,
-            data_length: 0,
-            result: 0,
-            data_crc: 0,
-        };
+        let outcome = Outcome::bare(cid, status, self.session(conn).queue_depth);
         self.counters.responses += 1;
         self.counters.bytes_out += size_of::<Response>() as u64;
         self.send(conn, Response::new(&outcome).as_bytes());

@@ -7,10 +7,10 @@
 use super::input::{IMPOSSIBLE, Input, Pull, Received};
 use super::queue::{SendQueue, Sent};
 use super::{ByteStream, PeerMemory};
-use crate::Buffer;
 use crate::crc32c::Digest;
 use crate::pdu::{Outcome, Response, response_flags};
 use crate::transport::{CloseReason, ConnId, Payload, Payloads, RemoteMemory, Sink, Walk};
+use crate::{Buffer, Status};
 use std::io::{self, ErrorKind};
 use zerocopy::IntoBytes;
 
@@ -106,7 +106,7 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
 
     /// Queues a response and its data: in the peer's memory if the command names some that holds it,
     /// else behind the response. What is put into memory is checked on its way, so that the peer need not look at it:
-    /// it is answered with [`crate::Status::Corrupt`] if it is not what `outcome` says.
+    /// it is answered with [`Status::Corrupt`] if it is not what `outcome` says.
     pub(super) fn push(
         &mut self,
         outcome: &Outcome,
@@ -129,7 +129,8 @@ impl<S: ByteStream, B: Buffer> Connection<S, B> {
             all_put.ok_or(ELSEWHERE)?;
             if sum.is_some_and(|sum| sum.finalize() != outcome.data_crc) {
                 log::error!("{} bytes have changed in memory: not sent", outcome.data_length);
-                return self.output.push_small(Response::new(&outcome.corrupt()).as_bytes());
+                let corrupt = Outcome::bare(outcome.cid, Status::Corrupt, outcome.credit_limit);
+                return self.output.push_small(Response::new(&corrupt).as_bytes());
             }
             return self.output.push_small(Response::placed(outcome).as_bytes());
         }

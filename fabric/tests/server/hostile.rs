@@ -12,15 +12,7 @@ use zerocopy::IntoBytes;
 /// A valid PDU of each type.
 fn sample(pdu_type: PduType) -> Vec<u8> {
     let transfer = Transfer { cid: 0, offset: 0, length: 4 };
-    let outcome = Outcome {
-        cid: 0,
-        flags: 0,
-        status: Status::Ok,
-        credit_limit: 1,
-        data_length: 0,
-        result: 0,
-        data_crc: 0,
-    };
+    let outcome = Outcome::bare(0, Status::Ok, 1);
     match pdu_type {
         PduType::Hello => Hello::new(&offer()).as_bytes().to_vec(),
         PduType::HelloAck => {
